@@ -1,0 +1,85 @@
+"""One denoiser for every network: network + schedule + prediction kind -> clean data and noise, with counted calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from logsnr.core.types import Level, Prediction
+from logsnr.schedules.prediction import Kind, predict
+from logsnr.schedules.schedule import Schedule
+
+Tree = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Keyword arguments of a network: a tree of tensors whose first dimension is the sample.
+
+    ``unconditional`` is the same tree for the empty or negative prompt; guidance needs it.
+    """
+
+    values: Tree
+    unconditional: Tree | None = None
+
+
+class NetworkDenoiser:
+    """A network behind the ``Denoiser`` contract, with classifier-free guidance (2207.12598) when scale is above 1.
+
+    ``network(xt, timestep, **cond)`` returns a tensor like xt; ``timestep_of`` is the network's own time map. ``nfe``
+    counts calls, ``network_evaluations`` samples through the network (a guided sample counts 2).
+    """
+
+    def __init__(
+        self,
+        network: Callable[..., Tensor],
+        schedule: Schedule,
+        kind: Kind,
+        timestep_of: Callable[[Level], float],
+        *,
+        guidance_scale: float = 1.0,
+    ):
+        self.network, self.schedule, self.kind, self.timestep_of = network, schedule, kind, timestep_of
+        self.guidance_scale = guidance_scale
+        self.nfe = self.network_evaluations = 0
+        self._doubled: tuple[Conditioning, Tree] | None = None
+
+    def __call__(self, xt: Tensor, level: Level, cond: Conditioning | None = None) -> Prediction:
+        """Prediction at a level for xt (n, ...); cond rows match xt's."""
+        timestep = torch.tensor(self.timestep_of(level), dtype=torch.float32, device=xt.device)
+        self.nfe += 1
+        if cond is None or cond.unconditional is None or self.guidance_scale <= 1:
+            self.network_evaluations += len(xt)
+            output = self.network(xt, timestep, **(cond.values if cond else {}))
+            return predict(self.kind, xt, output, level)
+        self.network_evaluations += 2 * len(xt)
+        both = self.network(torch.cat([xt, xt]), timestep, **self._both(cond))
+        without, given = both.chunk(2)
+        return predict(self.kind, xt, without.lerp(given, self.guidance_scale), level)
+
+    def _both(self, cond: Conditioning) -> Tree:
+        """The unconditional and the conditional rows under each other; kept while the conditioning stays the same."""
+        if self._doubled is None or self._doubled[0] is not cond:
+            assert cond.unconditional is not None
+            self._doubled = (cond, join_trees(cond.unconditional, cond.values))
+        return self._doubled[1]
+
+
+def join_trees(first: Tree, second: Tree) -> dict[str, Any]:
+    """Concatenate two trees of tensors of the same shape along the first dimension."""
+    joined: dict[str, Any] = {}
+    for name, value in first.items():
+        other = second[name]
+        joined[name] = torch.cat([value, other]) if isinstance(value, Tensor) else join_trees(value, other)
+    return joined
+
+
+def select_rows(tree: Tree, rows: Tensor | slice) -> dict[str, Any]:
+    """The given rows of every tensor of a tree."""
+    return {
+        name: value[rows] if isinstance(value, Tensor) else select_rows(value, rows) for name, value in tree.items()
+    }

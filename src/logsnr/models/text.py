@@ -1,0 +1,63 @@
+"""Text for diffusion pipelines: tokenizers over a project's own vocabulary, and prompts to conditioning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+
+
+def build_tokenizer(sentences: Sequence[str], *, max_length: int = 16) -> CLIPTokenizer:
+    """A CLIP tokenizer (byte-level pairs, lower case) that spells every word of the sentences as one token.
+
+    Any other text is still tokenized, by letters.
+    """
+    trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    trained.normalizer = normalizers.Lowercase()
+    trained.pre_tokenizer = CLIPTokenizer().backend_tokenizer.pre_tokenizer
+    trained.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+    )
+    trained.train_from_iterator(sentences, trainer)
+    learned = [token for token, _ in sorted(trained.get_vocab().items(), key=lambda item: item[1])]
+    pieces = [*alphabet, *(letter + "</w>" for letter in alphabet)]
+    pieces += [token for token in learned if token not in set(pieces)]
+    vocab = {token: index for index, token in enumerate([*pieces, _START, _END])}
+    merges = [tuple(pair) for pair in _merges(trained)]
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_length)
+
+
+def _merges(tokenizer: Tokenizer) -> list[list[str]]:
+    import json
+
+    return json.loads(tokenizer.to_str())["model"]["merges"]
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer, *, width: int, layers: int) -> CLIPTextModel:
+    """A small CLIP text encoder for a tokenizer; every word costs ``width`` parameters."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config)
+
+
+def token_ids(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Tensor:
+    """Token ids (n, length), padded and cut to the tokenizer's length."""
+    encoded = tokenizer(list(prompts), padding="max_length", truncation=True, max_length=tokenizer.model_max_length)
+    return torch.tensor(encoded["input_ids"])

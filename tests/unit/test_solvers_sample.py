@@ -1,0 +1,107 @@
+"""Sampling: a seed's image does not depend on its batch, the costs are counted, and mismatches are refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pipelines import tiny_sd, tiny_sd3
+
+from logsnr.core.errors import InputError
+from logsnr.core.types import Level, Prediction
+from logsnr.models.pipeline import denoiser_of, encode_prompts
+from logsnr.schedules.families import scaled_linear
+from logsnr.schedules.grids import uniform_time
+from logsnr.solvers.config import SampleConfig
+from logsnr.solvers.exponential import Exponential
+from logsnr.solvers.noise import start_noise, step_noise
+from logsnr.solvers.sample import sample, sample_steps
+from logsnr.solvers.scheduler import SNRScheduler
+
+
+@pytest.mark.parametrize("rho", [0.0, 1.0])
+@pytest.mark.parametrize("make", [tiny_sd, tiny_sd3])
+def test_a_seed_gives_the_same_image_in_any_batch_and_order(make: object, rho: float) -> None:
+    pipe = make()
+    config = SampleConfig(steps=4, rho=rho, grid="time" if make is tiny_sd3 else "scheduler")
+    whole = sample(pipe, "a photo of a bag", seeds=range(5), config=config)
+    other = sample(pipe, "a photo of a bag", seeds=[4, 1], config=config, batch_size=1)
+    assert (other.latents[0] - whole.latents[4]).abs().max() <= 1e-4
+    assert (other.latents[1] - whole.latents[1]).abs().max() <= 1e-4
+    assert (other.images[0] - whole.images[4]).abs().max() <= 2 / 255
+    assert (whole.latents[0] - whole.latents[1]).abs().max() > 0.1
+
+
+def test_noise_is_bit_identical_and_each_step_has_its_own() -> None:
+    start = Level(1.0, 0.0, 1.0)
+    assert torch.equal(start_noise([7, 5], (4, 8, 8), start)[1], start_noise([5], (4, 8, 8), start)[0])
+    assert torch.equal(step_noise([7, 5], (4,), 3)[1], step_noise([5], (4,), 3)[0])
+    assert not torch.equal(step_noise([5], (4,), 3), step_noise([5], (4,), 4))
+    assert not torch.equal(step_noise([5], (4,), 0), start_noise([5], (4,), start))
+
+
+def test_start_noise_has_the_scale_of_its_level() -> None:
+    level = Level(1.0, 0.6, 1.0)
+    assert float(start_noise(range(400), (64,), level).std()) == pytest.approx(1.36**0.5, rel=0.02)
+
+
+def test_evaluations_are_counted() -> None:
+    made = sample(tiny_sd(), ["a bag", "a dark sneaker", "a bag"], seeds=[1, 2, 3], config=SampleConfig(steps=3))
+    assert (made.nfe, made.network_evaluations, len(made.levels)) == (3, 18, 4)
+    unguided = sample(tiny_sd(), "a bag", seeds=[1, 2, 3], config=SampleConfig(steps=3, guidance_scale=1.0))
+    assert unguided.network_evaluations == 9
+    assert not torch.equal(made.latents, unguided.latents)
+
+
+@pytest.mark.parametrize(("prompts", "seeds"), [(["a", "b"], [1]), ("a", []), ([], [1])])
+def test_prompts_and_seeds_that_do_not_match_are_refused(prompts: object, seeds: list[int]) -> None:
+    with pytest.raises(InputError, match="do not match"):
+        sample(tiny_sd(), prompts, seeds=seeds)
+
+
+def test_steps_are_yielded_one_by_one_and_end_at_the_data() -> None:
+    """A denoiser that always says the same clean point is followed exactly to it."""
+    schedule, point = scaled_linear(), torch.full((2, 3), 0.7)
+
+    def denoiser(xt: torch.Tensor, level: Level, cond: object = None) -> Prediction:
+        return Prediction(point, (xt - level.alpha * point) / level.sigma)
+
+    grid = uniform_time(schedule, 6)
+    steps = list(sample_steps(denoiser, torch.randn(2, 3), grid, Exponential(order=2, rho=0.5), seeds=[1, 2]))
+    assert len(steps) == 6
+    assert torch.equal(steps[-1], point)
+
+
+def test_the_grid_of_a_pipelines_own_snr_scheduler_is_kept() -> None:
+    pipe = tiny_sd()
+    pipe.scheduler = SNRScheduler.from_config(pipe.scheduler.config, grid="karras")
+    own = sample(pipe, "a bag", config=SampleConfig(steps=4)).levels
+    assert own == sample(pipe, "a bag", config=SampleConfig(steps=4, grid="karras")).levels
+    assert own != sample(tiny_sd(), "a bag", config=SampleConfig(steps=4)).levels
+
+
+def test_a_solver_is_any_function_of_the_contract() -> None:
+    def euler(denoiser, x, here, there, noise, memory):  # the frozen-x0 step is DDIM: it must equal order one
+        said = denoiser(x, here)
+        return there.alpha * said.x0 + there.sigma * said.eps, None
+
+    pipe = tiny_sd()
+    denoiser, grid = denoiser_of(pipe), uniform_time(scaled_linear(), 5)
+    cond, start = encode_prompts(pipe, ["a bag"], guided=False), torch.randn(1, 4, 8, 8)
+    ends = [list(sample_steps(denoiser, start, grid, s, cond=cond))[-1] for s in (euler, Exponential(order=1))]
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_half_precision_pipeline_is_sampled_in_float32_steps() -> None:
+    pipe = tiny_sd()
+    whole = sample(pipe, "a bag", config=SampleConfig(steps=3)).latents
+    half = sample(pipe.to(torch.bfloat16), "a bag", config=SampleConfig(steps=3)).latents
+    assert half.dtype == torch.float32
+    assert (half - whole).abs().max() < 0.1 * whole.abs().max()
+
+
+def test_more_evaluations_come_closer_to_the_fine_solution() -> None:
+    pipe, latents = tiny_sd("v_prediction"), {}
+    for steps in (8, 32, 400):
+        latents[steps] = sample(pipe, "a bag", seeds=range(4), config=SampleConfig(steps=steps, grid="log-snr")).latents
+    coarse, fine = (float((latents[steps] - latents[400]).square().mean().sqrt()) for steps in (8, 32))
+    assert fine < coarse / 3
