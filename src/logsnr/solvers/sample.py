@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -105,8 +106,9 @@ def sample(
             rows = list(seeds[first : first + batch_size])
             guided = config.guidance_scale > 1
             cond = encode_prompts(pipe, prompts[first : first + batch_size], negative=config.negative, guided=guided)
-            start_at = start_noise(rows, shape, grid[0]).to(pipe.device)
-            *_, x = sample_steps(denoiser, start_at, grid, solver, cond=cond, seeds=rows if config.rho else None)
+            x = start_noise(rows, shape, grid[0]).to(pipe.device)
+            steps = sample_steps(denoiser, x, grid, solver, cond=cond, seeds=rows if config.rho else None)
+            x = deque(steps, maxlen=1).pop()
             parts.append((x, decode_latents(pipe, x)))
     latents, images = (torch.cat(column) for column in zip(*parts, strict=True))
     nfe = len(grid) - 1

@@ -1,0 +1,50 @@
+"""Writing a benchmark's result: protocol, rows and headlines, with the machine and the versions that made them."""
+
+from __future__ import annotations
+
+import os
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from logsnr.core.artifact import write_json
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def headline(
+    name: str, value: float, goal: float, sense: Literal[">=", "<="], interval: tuple[float, float] | None = None
+) -> dict[str, Any]:
+    """One headline, with its interval where one was computed and whether the goal is met."""
+    low, high = interval or (value, value)
+    met = value >= goal if sense == ">=" else value <= goal
+    return {"name": name, "value": value, "low": low, "high": high, "goal": goal, "sense": sense, "met": met}
+
+
+def write_result(
+    name: str, protocol: dict[str, Any], rows: list[dict[str, Any]], headlines: list[dict[str, Any]]
+) -> None:
+    """Write results/NAME.json and print the headlines."""
+    protocol = {
+        **protocol,
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": {"processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in ("logsnr", "torch", "diffusers", "transformers")},
+    }
+    write_json(RESULTS / f"{name}.json", {"protocol": protocol, "rows": rows, "headline": headlines})
+    for entry in headlines:
+        verdict = "met" if entry["met"] else "missed"
+        print(f"{entry['name']}: {entry['value']:.4f} (goal {entry['sense']} {entry['goal']}: {verdict})")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.machine()

@@ -1,0 +1,96 @@
+"""What every verb shares: JSON on stdout and nothing else there, progress on stderr, one line for an error."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from logsnr.core.errors import InputError
+
+MAIN_PROCESS = os.environ.get("RANK", "0") == "0"
+"""False in the other processes of a launch, which print nothing."""
+
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Console:
+    """Flags of every verb."""
+
+    json: Flag = False
+    """Print one JSON object on stdout and nothing else there."""
+    quiet: Flag = False
+    """No progress and no logs on stderr."""
+
+    def result(self, values: dict[str, Any], lines: list[str]) -> None:
+        """Print the JSON object, or the lines for a person."""
+        if not MAIN_PROCESS:
+            return
+        print(json.dumps(values) if self.json else "\n".join(lines))
+
+    def say(self, line: str) -> None:
+        """A line of progress for a person, on stderr."""
+        if MAIN_PROCESS and not self.quiet:
+            print(line, file=sys.stderr, flush=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse, before any work, an output folder that cannot be made or written.
+
+    Raises:
+        InputError: it is a file, lies below one, or is closed to this user.
+    """
+    place = folder
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(
+            f"{folder} cannot be written: {place} is no folder that this user can write; choose another --out"
+        )
+
+
+def peak_memory_mb() -> int:
+    """The most memory that this process has held so far, in MB."""
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(kilobytes / (1024 if sys.platform != "darwin" else 1024**2))
+
+
+class Stop:
+    """True once an interrupt or a request to end came, so that a loop can stop between two steps."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __bool__(self) -> bool:
+        return self.asked
+
+    def ask(self, *_: Any) -> None:
+        self.asked = True
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """Turn the first SIGINT or SIGTERM into a flag; a second SIGINT interrupts at once."""
+    stop = Stop()
+
+    def first(*_: Any) -> None:
+        stop.ask()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, first) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

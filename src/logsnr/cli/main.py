@@ -1,0 +1,75 @@
+"""The command line: one verb a file, errors as one line, exit codes 0, 2 and 130."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import sys
+from typing import Annotated
+
+import tyro
+
+from logsnr.cli.demo import Demo
+from logsnr.cli.doctor import Doctor
+from logsnr.cli.evaluate import Evaluate
+from logsnr.cli.sample import Sample
+from logsnr.cli.train import Train
+from logsnr.core.errors import LogsnrError
+
+_subcommand = tyro.conf.subcommand
+Verb = (
+    Annotated[Sample, _subcommand("sample")]
+    | Annotated[Train, _subcommand("train")]
+    | Annotated[Evaluate, _subcommand("evaluate")]
+    | Annotated[Demo, _subcommand("demo")]
+    | Annotated[Doctor, _subcommand("doctor")]
+)
+
+
+def parse(argv: list[str]) -> Sample | Train | Evaluate | Demo | Doctor:
+    """The verb with its options.
+
+    Raises:
+        SystemExit: help was asked for (0), or the usage is wrong (2, one line on stderr).
+    """
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            return tyro.cli(Verb, prog="logsnr", description=_ABOUT, args=argv)  # type: ignore[arg-type]
+    except SystemExit as ended:
+        if ended.code:
+            print(f"logsnr: {_one_line(printed.getvalue())}", file=sys.stderr)
+        raise
+
+
+_ABOUT = "Sample diffusion models better, make them fast, and edit what they know. Every verb has --help."
+
+
+def _one_line(message: str) -> str:
+    """Tyro's boxed explanation as one line."""
+    words = re.sub(r"[│╭╮╰╯─┃━╴╶]+", " ", message).split()
+    return " ".join(words) or "the options cannot be read; see logsnr --help"
+
+
+def quiet_libraries() -> None:
+    """Keep the notices and loading bars of libraries off stderr, unless the user asked for them by these variables."""
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    quiet_libraries()
+    try:
+        return parse(sys.argv[1:] if argv is None else argv).run()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    except LogsnrError as error:
+        print(f"logsnr: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("logsnr: interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,108 @@
+"""``logsnr sample``: images of any model by any grid, rho and number of evaluations."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from logsnr.cli.console import Console, Flag, Model, check_writable, peak_memory_mb
+from logsnr.solvers.config import SampleConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(Console):
+    """Sample a model: one PNG a seed, a contact sheet, and a record of how they were made."""
+
+    model: Model
+    """An embedded world (fashion), a diffusers folder, a .safetensors file or a hub id."""
+    prompt: str
+    """What to show."""
+    sampling: Annotated[SampleConfig, tyro.conf.arg(name="")] = field(default_factory=SampleConfig)
+    seeds: str = "0"
+    """Seeds, one an image: 0-7,12."""
+    out: Path = Path("out")
+    """Folder of the images."""
+    batch_size: int = 64
+    """Images that go through the network together."""
+    dry_run: Flag = False
+    """Build everything, make one network call, and print evaluations, memory, time and what would be written."""
+
+    def run(self) -> int:
+        from logsnr.core.random import parse_seeds
+        from logsnr.worlds.load import load
+
+        seeds = parse_seeds(self.seeds)
+        check_writable(self.out)
+        pipe = load(self.model)
+        if self.dry_run:
+            return self._dry_run(pipe, seeds)
+        return self._sample(pipe, seeds)
+
+    def _sample(self, pipe: Any, seeds: list[int]) -> int:
+        from logsnr.core.artifact import write_json
+        from logsnr.solvers.sample import sample
+        from logsnr.train.preview import image_grid, save_picture, to_picture
+
+        made = sample(pipe, self.prompt, seeds=seeds, config=self.sampling, batch_size=self.batch_size)
+        images = [
+            str(save_picture(to_picture(image), self.out / f"seed-{seed:06d}.png"))
+            for seed, image in zip(seeds, made.images, strict=True)
+        ]
+        sheet = str(save_picture(image_grid(made.images), self.out / "grid.png"))
+        record = self.out / "record.json"
+        write_json(record, self._record(seeds, made))
+        values = {
+            "images": images,
+            "grid": sheet,
+            "nfe": made.nfe,
+            "network_evaluations": made.network_evaluations,
+            "seconds": round(made.seconds, 3),
+            "record": str(record),
+        }
+        self.result(values, [f"{len(images)} images with {made.nfe} evaluations in {made.seconds:.1f} s: {sheet}"])
+        return 0
+
+    def _record(self, seeds: list[int], made: Any) -> dict[str, Any]:
+        from importlib.metadata import version
+
+        return {
+            "model": self.model,
+            "prompt": self.prompt,
+            "seeds": seeds,
+            "sampling": asdict(self.sampling),
+            "levels": [{**asdict(level), "log_snr": _finite(level.log_snr)} for level in made.levels],
+            "nfe": made.nfe,
+            "network_evaluations": made.network_evaluations,
+            "versions": {name: version(name) for name in ("logsnr", "torch", "diffusers", "transformers")},
+        }
+
+    def _dry_run(self, pipe: Any, seeds: list[int]) -> int:
+        from dataclasses import replace
+
+        from logsnr.solvers.sample import sample
+
+        batch = seeds[: self.batch_size]
+        one = replace(self.sampling, steps=1, grid="time")
+        start = time.perf_counter()
+        made = sample(pipe, self.prompt, seeds=batch, config=one, batch_size=self.batch_size)
+        seconds = time.perf_counter() - start
+        doubled = made.network_evaluations // len(batch)
+        values = {
+            "nfe": self.sampling.steps,
+            "network_evaluations": doubled * self.sampling.steps * len(seeds),
+            "seconds_estimated": round(seconds * self.sampling.steps * len(seeds) / len(batch), 1),
+            "memory_mb": peak_memory_mb(),
+            "would_write": [str(self.out / f"seed-{seed:06d}.png") for seed in seeds]
+            + [str(self.out / "grid.png"), str(self.out / "record.json")],
+        }
+        self.result(values, [f"{name}: {value}" for name, value in values.items()])
+        return 0
+
+
+def _finite(value: float) -> float | str:
+    """JSON has no infinities: they become "inf" and "-inf"."""
+    return value if abs(value) < float("inf") else str(value)

@@ -1,0 +1,134 @@
+"""The parts of the demo: each makes something, measures it, and says whether that is as it should be."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from logsnr.evaluation.quality import class_prompts
+from logsnr.evaluation.report import Figure, Section
+from logsnr.metrics.judge import judge_images
+from logsnr.models.pipeline import Pipeline
+from logsnr.solvers.config import SampleConfig
+from logsnr.solvers.sample import sample
+from logsnr.train.preview import image_grid
+from logsnr.worlds.load import World, load, load_world
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part: its section of the report, its figures, its seconds, and whether they are as they should be."""
+
+    name: str
+    section: Section
+    values: dict[str, Any]
+    passed: bool = True
+    seconds: float = field(default=0.0)
+
+
+def showcase(name: str, num_judged: int) -> Iterator[Part]:
+    """The parts of an embedded world's demo, each timed."""
+    start = time.perf_counter()
+    pipe, world = load(name), load_world(name)
+    parts: list[Callable[[], Part]] = [
+        lambda: classes(pipe, world),
+        lambda: evaluations(pipe, world),
+        lambda: judged(pipe, world, num_judged),
+        lambda: speed(pipe, world),
+        lambda: verified(pipe, world),
+    ]
+    for part in parts:
+        made = part()
+        yield replace(made, seconds=time.perf_counter() - start)
+        start = time.perf_counter()
+
+
+def classes(pipe: Pipeline, world: World) -> Part:
+    """Every class by a prompt of its own, eight seeds each."""
+    prompts = [world.captions.prompt(label) for label in range(len(world.captions.names)) for _ in range(8)]
+    made = sample(pipe, prompts, seeds=[seed % 8 for seed in range(len(prompts))])
+    names = ", ".join(names[0] for names in world.captions.names)
+    figure = Figure(image_grid(made.images, scale=2), f"By row: {names}. Seeds 0 to 7 across.")
+    summary = f"{len(prompts)} images with {made.nfe} evaluations each in {made.seconds:.1f} s"
+    return Part(
+        "sample", Section("Every class by prompt", summary, [figure]), {"images": len(prompts), "nfe": made.nfe}
+    )
+
+
+def evaluations(pipe: Pipeline, world: World) -> Part:
+    """The same seeds with fewer and more evaluations."""
+    prompts = [world.captions.prompt(label) for label in range(len(world.captions.names))]
+    rows = [sample(pipe, prompts, seeds=range(len(prompts)), config=SampleConfig(steps=n)) for n in (4, 8, 20)]
+    reference = rows[-1].latents
+    errors = {f"rms_{row.nfe}": float((row.latents - reference).square().mean().sqrt()) for row in rows[:-1]}
+    sheet = image_grid(torch.cat([row.images for row in rows]), columns=len(prompts))
+    figure = Figure(sheet, "4, 8 and 20 evaluations from top.")
+    text = ", ".join(f"{value:.3f} at {name.removeprefix('rms_')}" for name, value in errors.items())
+    summary = f"distance of latents to those of 20 evaluations: {text}"
+    section = Section("The same seeds with 4, 8 and 20 evaluations", summary, [figure])
+    return Part("evaluations", section, errors)
+
+
+def judged(pipe: Pipeline, world: World, num_images: int) -> Part:
+    """Prompts from held-out templates, read back by the second judge, against what the card says."""
+    prompts, labels = class_prompts(
+        lambda label, template: world.captions.prompt(label, template, held_out=True),
+        len(world.captions.names),
+        num_images,
+    )
+    made = sample(pipe, prompts, seeds=range(num_images))
+    right = judge_images(world.judge(second=True), made.images)[1].argmax(1) == labels
+    accuracy, expected = float(right.float().mean()), world.card.get("default_accuracy", 0.0)
+    summary = f"the second judge reads {accuracy:.1%} of {num_images} images as asked"
+    if expected:
+        summary += f" (measured on 10,000: {expected:.1%}; real test images: {world.card['real_test_accuracy']:.1%})"
+    values = {"judge_accuracy_second": accuracy, "images": num_images, "card": expected}
+    slack = 4 * (expected * (1 - expected) / num_images) ** 0.5
+    return Part("quality", Section("Does it show what was asked", summary), values, accuracy >= expected - slack)
+
+
+def speed(pipe: Pipeline, world: World) -> Part:
+    """Seconds an image against the plain pipeline call, batch 1, 20 evaluations, median of 5 after 7 to warm up."""
+    prompt = world.captions.prompt(7)
+    times: dict[str, list[float]] = {"ours": [], "stock": []}
+    for _ in range(12):
+        times["ours"].append(_seconds(lambda: sample(pipe, prompt, seeds=[0])))
+        times["stock"].append(_seconds(lambda: _stock(pipe, [prompt], [0], 20, output="pt")))
+    ours, stock = (statistics.median(times[name][7:]) for name in ("ours", "stock"))
+    summary = f"{stock / ours:.2f} times the images per second of the plain pipeline call, one image at a time"
+    table = [
+        ("call", "milliseconds an image"),
+        ("logsnr.sample", f"{ours * 1e3:.0f}"),
+        ("pipeline", f"{stock * 1e3:.0f}"),
+    ]
+    return Part("speed", Section("Speed", summary, table=table), {"ratio": stock / ours, "ours": ours, "stock": stock})
+
+
+def verified(pipe: Pipeline, world: World) -> Part:
+    """The plain pipeline call and ours agree, and a seed gives the same image alone and in a batch."""
+    prompt, seeds = world.captions.prompt(8), list(range(8))
+    ours = sample(pipe, prompt, seeds=seeds)
+    stock = _stock(pipe, [prompt] * 8, seeds, 20, output="latent")
+    parity = float((ours.latents - stock).abs().max())
+    alone = float((sample(pipe, prompt, seeds=[5]).images[0] - ours.images[5]).abs().max())
+    summary = f"the plain pipeline's latents differ by at most {parity:.1e}, seed 5 alone and among 8 by {alone:.1e}"
+    values = {"parity": parity, "alone": alone}
+    return Part("verified", Section("Checked", summary), values, parity <= 1e-4 and alone <= 2 / 255)
+
+
+def _stock(pipe: Pipeline, prompts: list[str], seeds: list[int], steps: int, *, output: str) -> Tensor:
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    called: Any = pipe(prompts, num_inference_steps=steps, guidance_scale=2.0, generator=generators, output_type=output)
+    return called.images
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start

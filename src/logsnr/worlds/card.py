@@ -1,0 +1,83 @@
+"""The card of a world: data, licence, how it was trained, and the figures that its benchmark measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from logsnr.core.artifact import write_file, write_json
+from logsnr.core.config import read_json
+from logsnr.train.trackers import read_log
+
+_TEXT = """---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: text-to-image
+tags: [diffusers, stable-diffusion, fashion-mnist]
+---
+
+# {name}
+
+A small Stable Diffusion pipeline trained from scratch on real images: AutoencoderKL (32x32 grey to 4x8x8 latents),
+CLIP text encoder over a vocabulary of its own, UNet2DConditionModel, and two judges beside it (`judge` and
+`judge_second`). It is a small world for measuring methods; it does not replicate the table of any paper.
+
+- Data: Fashion-MNIST (Xiao, Rasul and Vollgraf 2017), MIT licence, 60,000 training images padded to 32x32.
+- Captions: 15 templates with 3 more held out, a formal name and two synonyms a class, factor words from the pixels
+  (dark, bright, small, large), 10 % empty.
+- Weights: Apache-2.0. UNet, autoencoder and judges in fp16, text encoder in fp32.
+- Made by: `logsnr train {name}`; measured by: `benchmarks/{name}.py`.
+
+## Training
+
+| stage | steps | batch | seconds | legs |
+|---|---|---|---|---|
+{stages}
+
+A new leg of the denoiser starts from the weights of the last with a new optimiser and a warm-up.
+
+## Figures
+
+By the second judge, on prompts from the held-out templates, 20 evaluations, 10,000 images a setting, Frechet
+distances to the 60,000 training images. Goals and protocol: `benchmarks/results/{name}.json`.
+
+| figure | value |
+|---|---|
+{figures}
+"""
+
+
+def write_training_card(folder: Path, name: str, stages: dict[str, Any]) -> None:
+    """Write what the recipe knows: steps, batch and seconds of every stage; figures come later."""
+    write_json(folder / "training.json", {"name": name, **stages})
+    _render(folder)
+
+
+def write_card(folder: Path, figures: dict[str, float]) -> None:
+    """Write measured figures into ``card.json`` and the card that people read."""
+    write_json(folder / "card.json", figures)
+    _render(folder)
+
+
+def stage_record(work: Path, batch_size: int, before: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Steps and seconds of a finished stage from its log, added to those of the legs before it."""
+    entries = read_log(work / "log.jsonl")
+    steps, seconds = (entries[-1]["step"], entries[-1]["seconds"]) if entries else (0, 0.0)
+    past = before or {"steps": 0, "seconds": 0, "legs": 0}
+    return {
+        "steps": past["steps"] + steps,
+        "batch_size": batch_size,
+        "seconds": round(past["seconds"] + seconds),
+        "legs": past["legs"] + 1,
+    }
+
+
+def _render(folder: Path) -> None:
+    stages = read_json(folder / "training.json")
+    name = stages.pop("name")
+    card = folder / "card.json"
+    figures = read_json(card) if card.exists() else {}
+    rows = [f"| {n} | {s['steps']:,} | {s['batch_size']} | {s['seconds']:,} | {s['legs']} |" for n, s in stages.items()]
+    measured = [f"| {figure.replace('_', ' ')} | {value:.4f} |" for figure, value in figures.items()]
+    text = _TEXT.format(name=name, stages="\n".join(rows), figures="\n".join(measured or ["| not measured yet | |"]))
+    write_file(folder / "README.md", text)

@@ -1,0 +1,85 @@
+"""Sizes and hyper-parameters of a world's networks; imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from logsnr.train.config import FitConfig
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """One judge and how it is trained."""
+
+    architecture: Literal["residual", "plain"] = "residual"
+    channels: int = 1
+    size: int = 32
+    width: int = 24
+    num_features: int = 96
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.05
+    label_smoothing: float = 0.05
+    ema: float = 0.995
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """An AutoencoderKL and its loss weights."""
+
+    channels: int = 1
+    size: int = 32
+    block_channels: tuple[int, ...] = (16, 48, 96)
+    latent_channels: int = 4
+    learning_rate: float = 2e-3
+    feature_weight: float = 1.0
+    kl_weight: float = 5e-4
+    ema: float = 0.998
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    """A UNet2DConditionModel and a CLIP text encoder, trained jointly to predict the noise of latents."""
+
+    block_channels: tuple[int, ...] = (64, 96)
+    layers_per_block: int = 1
+    heads: int = 4
+    latent_channels: int = 4
+    latent_size: int = 8
+    text_width: int = 128
+    text_layers: int = 2
+    learning_rate: float = 1e-3
+    ema: float = 0.9995
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a world is made: its networks, and the run of each stage in the order of ``STAGES``."""
+
+    name: str
+    judge: JudgeConfig
+    judge_second: JudgeConfig
+    autoencoder: AutoencoderConfig
+    denoiser: DenoiserConfig
+    runs: dict[str, FitConfig]
+
+
+STAGES = ("judge", "judge_second", "autoencoder", "denoiser")
+
+FASHION = Recipe(
+    name="fashion",
+    judge=JudgeConfig(),
+    judge_second=JudgeConfig("plain", width=32, num_features=128, seed=1),
+    autoencoder=AutoencoderConfig(),
+    denoiser=DenoiserConfig(),
+    runs={
+        "judge": FitConfig(steps=4700, batch_size=128, decay="cosine", seed=0),
+        "judge_second": FitConfig(steps=4700, batch_size=128, decay="cosine", seed=1),
+        "autoencoder": FitConfig(steps=4000, batch_size=64, decay="cosine", seed=2, preview_every=500),
+        "denoiser": FitConfig(steps=12000, batch_size=64, decay="cosine", warmup=200, seed=3, preview_every=2000),
+    },
+)
+RECIPES = {recipe.name: recipe for recipe in (FASHION,)}

@@ -1,0 +1,190 @@
+"""Training a world from real data, stage by stage: judges, autoencoder, denoiser with text encoder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from logsnr.core.artifact import staged, write_json
+from logsnr.core.config import read_json
+from logsnr.core.errors import InputError
+from logsnr.data.captions import Captions, pixel_factors
+from logsnr.data.fashion import NAMES, load_fashion
+from logsnr.data.labelled import Labelled
+from logsnr.data.latents import Latents, encode_latents
+from logsnr.metrics.judge import Judge
+from logsnr.models.text import build_tokenizer
+from logsnr.solvers.config import SampleConfig
+from logsnr.solvers.sample import sample
+from logsnr.train.loop import Progress, fit
+from logsnr.train.method import Dataset, Method
+from logsnr.worlds.autoencoder import AutoencoderMethod
+from logsnr.worlds.card import stage_record, write_training_card
+from logsnr.worlds.config import STAGES, Recipe
+from logsnr.worlds.denoiser import DenoiserMethod
+from logsnr.worlds.judges import JudgeMethod
+
+
+@dataclass(frozen=True)
+class WorldData:
+    """What a world is trained on."""
+
+    train: Labelled
+    captions: Captions
+
+
+def train_world(
+    recipe: Recipe,
+    data: WorldData,
+    out: Path,
+    *,
+    stages: tuple[str, ...] = STAGES,
+    resume: bool = False,
+    start_from: Path | None = None,
+) -> Generator[tuple[str, Progress], None, None]:
+    """Run the stages whose result is not in ``out`` yet, and yield (stage, progress) after every step.
+
+    ``start_from`` is a finished world: its judges and autoencoder are kept, and the denoiser starts a new leg from its
+    UNet and text encoder with a new optimiser. The finished pipeline stands in ``out/pipeline``.
+
+    Raises:
+        InputError: ``out`` has unfinished work and ``resume`` is false, or ``start_from`` is no finished world.
+    """
+    if start_from:
+        _keep_stages(start_from, out)
+    process = PartialState(cpu=any(run.cpu for run in recipe.runs.values()))
+    for stage in [stage for stage in STAGES if stage in stages and not (out / stage).exists()]:
+        work = out / "work" / stage
+        if work.exists() and not resume:
+            raise InputError(f"{work} holds an unfinished run: add --resume to go on, or choose another --out")
+        with process.main_process_first():
+            method, dataset = _build(stage, recipe, data, out, start_from)
+        for progress in fit(method, dataset, replace(recipe.runs[stage], out=work, resume=resume)):
+            yield stage, progress
+        if process.is_main_process:
+            _export(method, dataset, out / stage)
+        process.wait_for_everyone()
+    finished = all((out / stage).exists() for stage in STAGES)
+    if finished and process.is_main_process and not (out / "pipeline").exists():
+        assemble(recipe, out, start_from)
+
+
+def _keep_stages(world: Path, out: Path) -> None:
+    """Copy the judges and the autoencoder of a finished world to where their stages would stand."""
+    for part, stage in (("judge", "judge"), ("judge_second", "judge_second"), ("vae", "autoencoder")):
+        if not (world / part).is_dir():
+            raise InputError(
+                f"{world} is no finished world, it has no {part}: start from an embedded one or a pipeline"
+            )
+        if not (out / stage).exists():
+            with staged(out / stage) as folder:
+                shutil.copytree(world / part, folder, dirs_exist_ok=True)
+
+
+def _export(method: Method, dataset: Dataset, place: Path) -> None:
+    with staged(place) as folder:
+        method.export(folder)
+        if isinstance(dataset, Latents):
+            write_json(folder / "latents.json", {"scaling_factor": 1 / dataset.std, "mean": dataset.mean})
+
+
+def _build(stage: str, recipe: Recipe, data: WorldData, out: Path, start_from: Path | None) -> tuple[Method, Dataset]:
+    """The method and the data set of one stage; earlier stages are read from ``out``."""
+    if stage in ("judge", "judge_second"):
+        return JudgeMethod(getattr(recipe, stage), data.train.classes), data.train
+    if stage == "autoencoder":
+        shown = data.train.take(torch.arange(32))["image"]
+        return AutoencoderMethod(recipe.autoencoder, Judge.from_pretrained(out / "judge"), shown), data.train
+    autoencoder = AutoencoderKL.from_pretrained(out / "autoencoder").requires_grad_(False)
+    latents = world_latents(autoencoder, data.train, cache=out / "work" / "latents.safetensors")
+    autoencoder.register_to_config(scaling_factor=1 / latents.std)
+    tokenizer = build_tokenizer(data.captions.all_sentences())
+
+    def show(unet: Any, text_encoder: Any) -> Tensor:
+        return _contact_sheet(build_pipeline(autoencoder, text_encoder, tokenizer, unet), data.captions)
+
+    factors = pixel_factors(data.train.images, data.train.labels)
+    method = DenoiserMethod(recipe.denoiser, tokenizer, data.captions, factors, show)
+    if start_from:
+        method.start_from(start_from)
+    return method, latents
+
+
+def world_latents(autoencoder: AutoencoderKL, data: Labelled, *, cache: Path | None = None) -> Latents:
+    """Posterior means of a data set, scaled to unit variance."""
+    return encode_latents(data, lambda images: autoencoder.encode(images).latent_dist.mean, cache=cache)
+
+
+def build_pipeline(
+    autoencoder: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
+) -> StableDiffusionPipeline:
+    """A Stable Diffusion pipeline of trained parts, with DPM-Solver++ as its scheduler."""
+    scheduler = DPMSolverMultistepScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, timestep_spacing="trailing", steps_offset=1
+    )
+    pipe = StableDiffusionPipeline(
+        vae=autoencoder,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _contact_sheet(pipe: StableDiffusionPipeline, captions: Captions) -> Tensor:
+    prompts = [captions.prompt(label) for label in range(len(captions.names)) for _ in range(8)]
+    return sample(pipe, prompts, seeds=range(len(prompts)), config=SampleConfig(steps=10)).images
+
+
+def assemble(recipe: Recipe, out: Path, start_from: Path | None = None) -> None:
+    """Put the stages in ``out`` together as ``out/pipeline``: UNet, autoencoder and judges in fp16, text in fp32."""
+    parts = out / "denoiser"
+    pipe = build_pipeline(
+        AutoencoderKL.from_pretrained(out / "autoencoder"),
+        CLIPTextModel.from_pretrained(parts / "text_encoder"),
+        CLIPTokenizer.from_pretrained(parts / "tokenizer"),
+        UNet2DConditionModel.from_pretrained(parts / "unet"),
+    )
+    pipe.vae.register_to_config(scaling_factor=read_json(parts / "latents.json")["scaling_factor"])
+    judges = {name: Judge.from_pretrained(out / name) for name in ("judge", "judge_second")}
+    for module in (pipe.unet, pipe.vae, *judges.values()):
+        module.half().register_to_config(_name_or_path=recipe.name)  # not the path of this machine
+    with staged(out / "pipeline") as folder:
+        pipe.save_pretrained(folder)
+        for name, judge in judges.items():
+            judge.save_pretrained(folder / name)
+        write_training_card(folder, recipe.name, _stage_records(recipe, out, start_from))
+
+
+def _stage_records(recipe: Recipe, out: Path, start_from: Path | None) -> dict[str, Any]:
+    """Steps and seconds of every stage; what was kept from an earlier world has its record, new legs add to it."""
+    earlier = read_json(start_from / "training.json") if start_from else {}
+    records = {}
+    for stage in STAGES:
+        work = out / "work" / stage
+        new = stage_record(work, recipe.runs[stage].batch_size, earlier.get(stage)) if work.exists() else None
+        records[stage] = new or earlier[stage]
+    return records
+
+
+def load_world_data(recipe: Recipe) -> WorldData:
+    """The real training data of a recipe.
+
+    Raises:
+        MissingError: the data set is not installed.
+    """
+    return WorldData(load_fashion("train"), Captions(NAMES))

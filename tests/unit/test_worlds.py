@@ -1,0 +1,183 @@
+"""Worlds: the recipe's stages on a few images, legs and resume, and the embedded world as plain diffusers sees it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from logsnr.core.artifact import fingerprint, load_tensors
+from logsnr.core.config import read_json
+from logsnr.core.errors import InputError, MissingError
+from logsnr.data.captions import Captions
+from logsnr.data.fashion import NAMES, load_fashion
+from logsnr.data.labelled import Labelled
+from logsnr.metrics.judge import Judge, judge_images
+from logsnr.models.pipeline import open_pipeline
+from logsnr.solvers.config import SampleConfig
+from logsnr.solvers.sample import sample
+from logsnr.worlds.autoencoder import feature_distance, reconstruct
+from logsnr.worlds.config import FASHION, STAGES, AutoencoderConfig, DenoiserConfig, JudgeConfig
+from logsnr.worlds.judges import shifted
+from logsnr.worlds.load import WORLDS, load, load_world
+from logsnr.worlds.recipe import WorldData, train_world
+
+TINY = replace(
+    FASHION,
+    judge=JudgeConfig(width=8, num_features=8),
+    judge_second=JudgeConfig("plain", width=8, num_features=8, seed=1),
+    autoencoder=AutoencoderConfig(block_channels=(8, 8, 16)),
+    denoiser=DenoiserConfig(block_channels=(16, 16), text_width=16, text_layers=1, heads=2),
+    runs={
+        stage: replace(run, steps=3, batch_size=8, checkpoint_every=1, preview_every=0, cpu=True)
+        for stage, run in FASHION.runs.items()
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def data() -> WorldData:
+    whole = load_fashion("test")
+    return WorldData(Labelled(whole.images[:64], whole.labels[:64], whole.classes), Captions(NAMES))
+
+
+@pytest.fixture(scope="module")
+def made(data: WorldData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("world")
+    stages = [stage for stage, _ in train_world(TINY, data, out)]
+    assert stages == [stage for stage in STAGES for _ in range(3)]
+    return out
+
+
+def test_the_recipe_makes_a_pipeline_that_plain_diffusers_loads(made: Path) -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(made / "pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    image = pipe("a photo of a bag", num_inference_steps=2, output_type="pil").images[0]
+    assert image.size == (32, 32)
+    assert image.mode == "L"
+    saved = load_tensors(made / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float16}
+    assert str(made) not in "".join(path.read_text() for path in (made / "pipeline").rglob("*.json"))
+    text = load_tensors(made / "pipeline" / "text_encoder" / "model.safetensors")
+    assert torch.float16 not in {tensor.dtype for tensor in text.values()}
+
+
+def test_latents_of_the_made_world_have_unit_scale(made: Path, data: WorldData) -> None:
+    pipe = open_pipeline(made / "pipeline")
+    with torch.no_grad():
+        latents = pipe.vae.encode(data.train.take(torch.arange(64))["image"]).latent_dist.mean
+    assert float((latents * pipe.vae.config.scaling_factor).std()) == pytest.approx(1.0, abs=0.01)
+
+
+def test_finished_stages_are_not_trained_again_and_unfinished_ones_want_resume(
+    made: Path, data: WorldData, tmp_path: Path
+) -> None:
+    assert list(train_world(TINY, data, made)) == []
+    run = train_world(TINY, data, tmp_path)
+    next(run)
+    run.close()
+    with pytest.raises(InputError, match="--resume"):
+        next(train_world(TINY, data, tmp_path))
+    resumed = list(train_world(TINY, data, tmp_path, stages=("judge",), resume=True))
+    assert [progress.step for _, progress in resumed] == [2, 3]
+    again, whole = (load_tensors(out / "judge" / "diffusion_pytorch_model.safetensors") for out in (tmp_path, made))
+    assert fingerprint(again) == fingerprint(whole)
+
+
+def test_a_new_leg_starts_from_the_weights_of_the_last(made: Path, data: WorldData, tmp_path: Path) -> None:
+    still = replace(TINY, denoiser=replace(TINY.denoiser, learning_rate=0.0))
+    stages = {stage for stage, _ in train_world(still, data, tmp_path, start_from=made / "pipeline")}
+    assert stages == {"denoiser"}
+    files = [f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae", "judge", "judge_second")]
+    for file in [*files, "text_encoder/model.safetensors"]:
+        before, after = (load_tensors(out / "pipeline" / file) for out in (made, tmp_path))
+        assert all(torch.equal(after[name], value) for name, value in before.items()), file
+    records = [read_json(out / "pipeline" / "training.json") for out in (made, tmp_path)]
+    assert records[0]["judge"] == records[1]["judge"]
+    assert (records[1]["denoiser"]["legs"], records[1]["denoiser"]["steps"]) == (2, 6)
+    with pytest.raises(InputError, match="no finished world"):
+        next(train_world(TINY, data, tmp_path / "new", start_from=made / "denoiser"))
+
+
+def test_a_folder_without_judges_is_no_world(made: Path) -> None:
+    assert load_world(made / "pipeline").judge().config["architecture"] == "residual"
+    with pytest.raises(MissingError, match="no world"):
+        load_world(made / "denoiser")
+    with pytest.raises(InputError, match="planned"):
+        load("emoji")
+
+
+def test_shifting_moves_each_image_by_its_own_offset() -> None:
+    images = torch.arange(2 * 1 * 8 * 8.0).view(2, 1, 8, 8)
+    moved = shifted(images, torch.tensor([[1, 0], [0, -2]]))
+    assert torch.equal(moved[0], images[0].roll(1, 1))
+    assert torch.equal(moved[1], images[1].roll(-2, 2))
+
+
+def test_feature_distance_is_zero_for_equal_images_and_sees_blur() -> None:
+    torch.manual_seed(0)
+    judge = Judge(width=8, num_features=8, classes=("a", "b"))
+    images = torch.rand(4, 1, 32, 32) * 2 - 1
+    blurred = torch.nn.functional.avg_pool2d(images, 3, 1, 1)
+    assert float(feature_distance(judge, images, images)) == 0
+    assert float(feature_distance(judge, blurred, images).detach()) > 0.01
+
+
+@pytest.mark.parametrize("architecture", ["residual", "plain"])
+def test_judges_have_features_and_logits_of_one_pass(architecture: str, tmp_path: Path) -> None:
+    judge = Judge(architecture, width=8, num_features=12, classes=("a", "b", "c")).eval()
+    images = torch.randn(5, 1, 32, 32)
+    features, logits = judge_images(judge, images, batch_size=2)
+    assert (features.shape, logits.shape) == ((5, 12), (5, 3))
+    torch.testing.assert_close(judge(images), logits)
+    judge.save_pretrained(tmp_path)
+    torch.testing.assert_close(Judge.from_pretrained(tmp_path)(images), logits)
+    with pytest.raises(ValueError, match="architecture"):
+        Judge("deep")
+
+
+class TestEmbedded:
+    """The fashion world as it is shipped."""
+
+    def test_plain_diffusers_and_logsnr_agree(self) -> None:
+        pipe = StableDiffusionPipeline.from_pretrained(WORLDS["fashion"])
+        pipe.set_progress_bar_config(disable=True)
+        generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+        prompts = ["a photo of a sneaker", "a dark coat"]
+        stock = pipe(
+            prompts, num_inference_steps=12, guidance_scale=2.0, generator=generators, output_type="latent"
+        ).images
+        ours = sample(load("fashion"), prompts, seeds=[1, 2], config=SampleConfig(steps=12))
+        assert (ours.latents - stock).abs().max() <= 1e-4
+
+    def test_the_autoencoder_and_the_judges_know_real_images(self) -> None:
+        world, pipe, test = load_world("fashion"), load("fashion"), load_fashion("test")
+        batch = test.take(torch.arange(500))
+        made = reconstruct(pipe.vae, batch["image"])
+        assert float((made - batch["image"]).abs().mean()) < 0.06
+        for second in (False, True):
+            judge = world.judge(second=second)
+            for images, least in ((batch["image"], 0.9), (made, 0.88)):
+                right = judge_images(judge, images)[1].argmax(1) == batch["label"]
+                assert float(right.float().mean()) >= least
+
+    def test_synonyms_and_held_out_templates_are_understood(self) -> None:
+        world, pipe = load_world("fashion"), load("fashion")
+        judge = world.judge(second=True)
+        prompts = [f"a photo of a {synonym}" for names in NAMES for synonym in names]
+        prompts += [
+            world.captions.prompt(label, template, held_out=True) for label in range(10) for template in range(3)
+        ]
+        labels = torch.tensor([label for label in range(10) for _ in range(3)] * 2)
+        made = sample(pipe, prompts, seeds=range(60), config=SampleConfig(steps=10))
+        right = judge_images(judge, made.images)[1].argmax(1) == labels
+        assert float(right.float().mean()) >= 0.8
+
+    def test_the_card_states_data_licence_and_figures(self) -> None:
+        card = (WORLDS["fashion"] / "README.md").read_text()
+        for word in ("Fashion-MNIST", "MIT", "seconds", "Frechet"):
+            assert word in card
+        assert load_world("fashion").card["real_test_accuracy"] > 0.9
