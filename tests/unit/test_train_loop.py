@@ -144,7 +144,6 @@ def test_impossible_runs_are_refused(wrong: dict[str, int]) -> None:
 
 
 def test_trackers_get_the_logs(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
     trained(replace(CONFIG, out=tmp_path, track="tensorboard"))
     assert list(tmp_path.rglob("events.out.tfevents.*"))
 

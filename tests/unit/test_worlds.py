@@ -122,7 +122,7 @@ def test_feature_distance_is_zero_for_equal_images_and_sees_blur() -> None:
     judge = Judge(width=8, num_features=8, classes=("a", "b"))
     images = torch.rand(4, 1, 32, 32) * 2 - 1
     blurred = torch.nn.functional.avg_pool2d(images, 3, 1, 1)
-    assert float(feature_distance(judge, images, images)) == 0
+    assert float(feature_distance(judge, images, images).detach()) == 0
     assert float(feature_distance(judge, blurred, images).detach()) > 0.01
 
 
