@@ -100,6 +100,12 @@ def test_the_command_trains_a_stage_on_two_processes(tmp_path: Path) -> None:
     assert (tmp_path / "two" / "judge" / "config.json").exists()
 
 
+def test_two_processes_keep_the_stages_of_a_finished_world(tmp_path: Path) -> None:
+    verb = ["-m", "logsnr", "train", "fashion", "--stages", "judge", "--start-from", "fashion", "--cpu", "--quiet"]
+    run([*LAUNCH, *verb, "--out", str(tmp_path / "leg")])
+    assert sorted(path.name for path in (tmp_path / "leg").iterdir()) == ["autoencoder", "judge", "judge_second"]
+
+
 def test_accelerate_launch_runs_the_same_script(tmp_path: Path) -> None:
     """``accelerate launch --cpu`` starts one process where there is no MPI; the script must not care."""
     launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"]

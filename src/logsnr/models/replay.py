@@ -1,6 +1,6 @@
 """Replay: a network that is called often with one shape runs as a recorded graph, without Python in between.
 
-Small networks spend a third of their time in Python. The recording (torch.jit.trace, exact) holds the parameters
+Small networks spend much of their time in Python. The recording (torch.jit.trace, exact) holds the parameters
 themselves, so weights that change in place are seen. Whatever else could change what a call computes (hooks, adapters,
 attention processors of another kind, training mode) keeps the network out.
 """

@@ -59,9 +59,10 @@ def train_world(
     Raises:
         InputError: ``out`` has unfinished work and ``resume`` is false, or ``start_from`` is no finished world.
     """
-    if start_from:
-        _keep_stages(start_from, out)
     process = PartialState(cpu=any(run.cpu for run in recipe.runs.values()))
+    if start_from:
+        with process.main_process_first():
+            _keep_stages(start_from, out)
     for stage in [stage for stage in STAGES if stage in stages and not (out / stage).exists()]:
         work = out / "work" / stage
         if work.exists() and not resume:
