@@ -30,7 +30,7 @@ CLIP text encoder over a vocabulary of its own, UNet2DConditionModel, and two ju
 
 ## Training
 
-| stage | steps | batch | seconds | legs |
+| stage | steps | images | seconds | legs |
 |---|---|---|---|---|
 {stages}
 
@@ -48,7 +48,7 @@ distances to the 60,000 training images. Goals and protocol: `benchmarks/results
 
 
 def write_training_card(folder: Path, name: str, stages: dict[str, Any]) -> None:
-    """Write what the recipe knows: steps, batch and seconds of every stage; figures come later."""
+    """Write what the recipe knows: steps, images and seconds of every stage; figures come later."""
     write_json(folder / "training.json", {"name": name, **stages})
     _render(folder)
 
@@ -60,13 +60,13 @@ def write_card(folder: Path, figures: dict[str, float]) -> None:
 
 
 def stage_record(work: Path, batch_size: int, before: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Steps and seconds of a finished stage from its log, added to those of the legs before it."""
+    """Steps, images and seconds of a finished stage from its log, added to those of the legs before it."""
     entries = read_log(work / "log.jsonl")
     steps, seconds = (entries[-1]["step"], entries[-1]["seconds"]) if entries else (0, 0.0)
-    past = before or {"steps": 0, "seconds": 0, "legs": 0}
+    past = before or {"steps": 0, "images": 0, "seconds": 0, "legs": 0}
     return {
         "steps": past["steps"] + steps,
-        "batch_size": batch_size,
+        "images": past["images"] + steps * batch_size,
         "seconds": round(past["seconds"] + seconds),
         "legs": past["legs"] + 1,
     }
@@ -77,7 +77,7 @@ def _render(folder: Path) -> None:
     name = stages.pop("name")
     card = folder / "card.json"
     figures = read_json(card) if card.exists() else {}
-    rows = [f"| {n} | {s['steps']:,} | {s['batch_size']} | {s['seconds']:,} | {s['legs']} |" for n, s in stages.items()]
+    rows = [f"| {n} | {s['steps']:,} | {s['images']:,} | {s['seconds']:,} | {s['legs']} |" for n, s in stages.items()]
     measured = [f"| {figure.replace('_', ' ')} | {value:.4f} |" for figure, value in figures.items()]
     text = _TEXT.format(name=name, stages="\n".join(rows), figures="\n".join(measured or ["| not measured yet | |"]))
     write_file(folder / "README.md", text)
