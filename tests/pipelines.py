@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers import (
     AutoencoderKL,
+    DDIMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
     DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from logsnr.models.text import build_text_encoder, build_tokenizer
 
@@ -34,11 +45,11 @@ def tiny_autoencoder(latent_channels: int = 4, **config: float) -> AutoencoderKL
     )
 
 
-def tiny_sd(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusionPipeline:
-    """A Stable Diffusion 1.x pipeline of some ten thousand parameters with 8x8 latents of 4 channels."""
-    torch.manual_seed(seed)
-    tokenizer = build_tokenizer(SENTENCES, max_length=8)
-    unet = UNet2DConditionModel(
+STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
+
+
+def tiny_unet(**config: Any) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(8, 8),
         layers_per_block=1,
@@ -47,14 +58,31 @@ def tiny_sd(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusionP
         cross_attention_dim=16,
         attention_head_dim=2,
         norm_num_groups=4,
+        **config,
     )
-    scheduler = DPMSolverMultistepScheduler(
-        beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.012,
-        prediction_type=prediction_type,
-        steps_offset=1,
+
+
+def tiny_clip(tokenizer: Any) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=8,
+        intermediate_size=16,
+        projection_dim=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=8,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
+
+
+def tiny_sd(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusionPipeline:
+    """A Stable Diffusion 1.x pipeline of some ten thousand parameters with 8x8 latents of 4 channels."""
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer(SENTENCES, max_length=8)
+    unet = tiny_unet()
+    scheduler = DPMSolverMultistepScheduler(prediction_type=prediction_type, **STABLE_DIFFUSION)
     pipe = StableDiffusionPipeline(
         vae=tiny_autoencoder(scaling_factor=0.5),
         text_encoder=build_text_encoder(tokenizer, width=16, layers=1),
@@ -69,25 +97,16 @@ def tiny_sd(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusionP
     return pipe
 
 
-def tiny_sd3(seed: int = 0) -> StableDiffusion3Pipeline:
+def tiny_sd3(seed: int = 0, channels: int = 4) -> StableDiffusion3Pipeline:
     """A Stable Diffusion 3 pipeline with two tiny CLIP encoders and no T5."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer(SENTENCES, max_length=8)
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=8,
-        intermediate_size=16,
-        projection_dim=8,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=8,
-        eos_token_id=tokenizer.eos_token_id,
-    )
+    text = tiny_clip(tokenizer)
     transformer = SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
-        in_channels=4,
-        out_channels=4,
+        in_channels=channels,
+        out_channels=channels,
         num_layers=2,
         attention_head_dim=8,
         num_attention_heads=2,
@@ -99,7 +118,7 @@ def tiny_sd3(seed: int = 0) -> StableDiffusion3Pipeline:
     pipe = StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=tiny_autoencoder(scaling_factor=0.5, shift_factor=0.1),
+        vae=tiny_autoencoder(channels, scaling_factor=0.5, shift_factor=0.1),
         text_encoder=CLIPTextModelWithProjection(text),
         tokenizer=tokenizer,
         text_encoder_2=CLIPTextModelWithProjection(text),
@@ -109,3 +128,106 @@ def tiny_sd3(seed: int = 0) -> StableDiffusion3Pipeline:
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def tiny_sdxl(seed: int = 0) -> StableDiffusionXLPipeline:
+    """A Stable Diffusion XL pipeline: two text encoders, pooled text and sizes as added conditions."""
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer(SENTENCES, max_length=8)
+    text = tiny_clip(tokenizer)
+    conditions = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4}
+    pipe = StableDiffusionXLPipeline(
+        unet=tiny_unet(projection_class_embeddings_input_dim=8 + 6 * 4, **conditions),
+        scheduler=EulerDiscreteScheduler(timestep_spacing="leading", **STABLE_DIFFUSION),
+        vae=tiny_autoencoder(scaling_factor=0.5, force_upcast=False),
+        text_encoder=CLIPTextModel(text),
+        tokenizer=tokenizer,
+        text_encoder_2=CLIPTextModelWithProjection(text),
+        tokenizer_2=tokenizer,
+        add_watermarker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def tiny_pixart(seed: int = 0) -> PixArtAlphaPipeline:
+    """A PixArt-alpha pipeline without its T5: it takes prompt embeddings of width 16. Its variance is learned."""
+    torch.manual_seed(seed)
+    transformer = PixArtTransformer2DModel(
+        sample_size=8,
+        num_layers=1,
+        patch_size=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        caption_channels=16,
+        cross_attention_dim=16,
+        in_channels=4,
+        out_channels=8,
+        norm_type="ada_norm_single",
+        use_additional_conditions=False,
+    )
+    scheduler = DPMSolverMultistepScheduler(variance_type="learned_range")
+    vae = tiny_autoencoder(scaling_factor=0.5)
+    pipe = PixArtAlphaPipeline(transformer=transformer, scheduler=scheduler, vae=vae, text_encoder=None, tokenizer=None)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def tiny_dit(seed: int = 0) -> DiTPipeline:
+    """A DiT pipeline for three classes, with a learned variance."""
+    torch.manual_seed(seed)
+    transformer = DiTTransformer2DModel(
+        sample_size=8,
+        num_layers=1,
+        patch_size=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        in_channels=4,
+        out_channels=8,
+        num_embeds_ada_norm=1000,
+    ).eval()  # in training it drops labels
+    scheduler = DDIMScheduler(clip_sample=False, prediction_type="epsilon")
+    pipe = DiTPipeline(transformer=transformer, vae=tiny_autoencoder(scaling_factor=0.5), scheduler=scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def tiny_flux(seed: int = 0) -> FluxPipeline:
+    """A Flux pipeline without text encoders: it takes prompt embeddings of width 8. Its shift follows the size."""
+    torch.manual_seed(seed)
+    transformer = FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=8,
+        pooled_projection_dim=8,
+        guidance_embeds=False,
+        axes_dims_rope=(2, 2, 4),
+    )
+    text = {"text_encoder": None, "tokenizer": None, "text_encoder_2": None, "tokenizer_2": None}
+    pipe = FluxPipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+        vae=tiny_autoencoder(scaling_factor=0.5, shift_factor=0.1),
+        **text,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def prompts_of(pipe: Any, count: int = 2) -> dict[str, Any]:
+    """Arguments of the pipeline's call that condition this many samples."""
+    generator = torch.Generator().manual_seed(5)
+    if isinstance(pipe, DiTPipeline):
+        return {"class_labels": list(range(count))}
+    if isinstance(pipe, FluxPipeline):
+        text = torch.randn(count, 4, 8, generator=generator)
+        return {"prompt_embeds": text, "pooled_prompt_embeds": text.mean(1), "height": 16, "width": 16}
+    if isinstance(pipe, PixArtAlphaPipeline):
+        text, mask = torch.randn(count, 4, 16, generator=generator), torch.ones(count, 4)
+        given = {"prompt_embeds": text, "prompt_attention_mask": mask, "negative_prompt": None}
+        empty = {"negative_prompt_embeds": torch.zeros_like(text), "negative_prompt_attention_mask": mask}
+        return {**given, **empty, "use_resolution_binning": False}
+    return {"prompt": [SENTENCES[index % len(SENTENCES)] for index in range(count)]}

@@ -9,8 +9,12 @@ if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
     from logsnr.core.types import Level
+    from logsnr.information.config import InformationConfig
+    from logsnr.information.profile import information_profile
     from logsnr.schedules.schedule import Schedule
-    from logsnr.solvers.config import SampleConfig
+    from logsnr.solvers.calibrate import calibrate
+    from logsnr.solvers.config import CalibrateConfig, SampleConfig
+    from logsnr.solvers.explain import explain
     from logsnr.solvers.sample import sample
     from logsnr.solvers.scheduler import SNRScheduler
     from logsnr.train.config import FitConfig
@@ -18,25 +22,35 @@ if TYPE_CHECKING:
     from logsnr.worlds.load import load
 
 _HOMES = {
+    "CalibrateConfig": "logsnr.solvers.config",
     "FitConfig": "logsnr.train.config",
+    "InformationConfig": "logsnr.information.config",
     "Level": "logsnr.core.types",
     "SNRScheduler": "logsnr.solvers.scheduler",
     "SampleConfig": "logsnr.solvers.config",
     "Schedule": "logsnr.schedules.schedule",
     "SchedulerMixin": "diffusers.schedulers.scheduling_utils",
+    "calibrate": "logsnr.solvers.calibrate",
+    "explain": "logsnr.solvers.explain",
     "fit": "logsnr.train.loop",
+    "information_profile": "logsnr.information.profile",
     "load": "logsnr.worlds.load",
     "sample": "logsnr.solvers.sample",
 }
 
 __all__ = [
+    "CalibrateConfig",
     "FitConfig",
+    "InformationConfig",
     "Level",
     "SNRScheduler",
     "SampleConfig",
     "Schedule",
     "SchedulerMixin",
+    "calibrate",
+    "explain",
     "fit",
+    "information_profile",
     "load",
     "sample",
 ]

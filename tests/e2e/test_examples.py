@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import os
 import re
 import shlex
@@ -24,14 +25,17 @@ DOCS = ROOT / "docs"
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PAGES = sorted(DOCS.rglob("*.md"))
 PROMISED = {
+    "calibrate": ["solver.json", "images.png"],
     "drop_in_scheduler": ["stock.png", "same.png", "rho.png"],
+    "explain": ["ode.png", "sde.png"],
+    "information": ["information.png"],
     "judge_images": ["judged.png", "judged.json"],
     "own_method": ["digits.png", "weights.safetensors", "run/log.jsonl"],
     "sample_world": ["rho.png"],
 }
 LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)[^)\n]*\)")
 BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-NAME = re.compile(r"`((?:core|schedules|models|data|metrics|solvers|train|evaluation|worlds)(?:\.\w+)+)`")
+NAME = re.compile(r"`((?:core|schedules|models|data|metrics|solvers|information|train|evaluation|worlds)(?:\.\w+)+)`")
 ENVIRONMENT = {**os.environ, "GOMP_SPINCOUNT": "0", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
@@ -127,6 +131,30 @@ def test_the_interface_page_shows_every_public_name() -> None:
     assert [name for name in shown if not existing(name)] == []
     homes = {f"{logsnr._HOMES[name]}.{name}" for name in logsnr.__all__ if logsnr._HOMES[name].startswith("logsnr.")}
     assert homes - set(shown) == set()
+
+
+def table_of(text: str, first: str) -> dict[str, list[str]]:
+    """The rows of the table whose first heading is given, by their first cell."""
+    body = text.split(f"| {first} |")[1].split("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in body]
+    return {row[0]: row[1:] for row in cells}
+
+
+def test_how_to_choose_quotes_what_was_measured() -> None:
+    text = (DOCS / "how-to-choose.md").read_text(encoding="utf-8").split("Errors of order 2")[1]
+    rows = json.loads((ROOT / "benchmarks" / "results" / "choosing.json").read_text(encoding="utf-8"))["rows"]
+    found = [row for row in rows if row["part"] == "grids"]
+
+    def quoted(grid: str, solver: str) -> list[str]:
+        mine = [row["error"] for row in found if (row["grid"], row["solver"]) == (grid, solver)]
+        return [f"{value:.3f}".removeprefix("0") for value in mine]
+
+    grids = {"`tangent`, `data_std` of the data": "tangent, data_std"}
+    for name, cells in table_of(text, "grid").items():
+        assert cells == quoted(grids.get(name, name.strip("`")), "order 2 midpoint"), name
+    for name, cells in table_of(text, "solver").items():
+        solver = re.sub(r" \(.*\)", "", name).replace("`", "").replace("corrector", "corrected")
+        assert cells == quoted("log-snr", solver), name
 
 
 def test_the_checks_see_what_is_wrong() -> None:

@@ -23,7 +23,9 @@ from logsnr.solvers.scheduler import SNRScheduler
 
 PROMPTS = ["a photo of a bag", "a dark sneaker"]
 SEEDS = [3, 11]
-TOLERANCE = 5e-5  # of the output's RMS: diffusers rounds its tables to float32, and the network amplifies that
+TOLERANCE = 1e-5  # of the output's RMS
+# The random network that predicts x0 has a small output and feeds the rounding of both sides back: 2.1e-5 was measured.
+TOLERANCES = {"epsilon": TOLERANCE, "v_prediction": TOLERANCE, "sample": 3e-5}
 
 
 def stock_latents(pipe: object, steps: int, guidance: float) -> torch.Tensor:
@@ -42,11 +44,11 @@ def test_sample_equals_the_plain_call_with_dpm_solver(
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, timestep_spacing=spacing)
     config = SampleConfig(steps=steps, guidance_scale=guidance)
     ours = sample(pipe, PROMPTS, seeds=SEEDS, config=config).latents
-    stock = stock_latents(pipe, steps, guidance)
-    assert (ours - stock).abs().max() <= TOLERANCE * stock.square().mean().sqrt()
+    stock, tolerance = stock_latents(pipe, steps, guidance), TOLERANCES[prediction_type]
+    assert (ours - stock).abs().max() <= tolerance * stock.square().mean().sqrt()
     pipe.scheduler = SNRScheduler.from_config(pipe.scheduler.config)
     dropped_in = stock_latents(pipe, steps, guidance)
-    assert (dropped_in - stock).abs().max() <= TOLERANCE * stock.square().mean().sqrt()
+    assert (dropped_in - stock).abs().max() <= tolerance * stock.square().mean().sqrt()
 
 
 def test_order_one_is_ddim() -> None:
@@ -147,8 +149,7 @@ def test_the_scheduler_refuses_what_it_cannot_do() -> None:
         SNRScheduler(grid="nope")
     with pytest.raises(InputError, match="rho"):
         SNRScheduler(rho=-1.0)
-    with pytest.raises(UnsupportedError, match="squaredcos"):
-        SNRScheduler(beta_schedule="squaredcos_cap_v2")
-    karras = SNRScheduler(beta_schedule="scaled_linear", use_karras_sigmas=True)
-    with pytest.raises(UnsupportedError, match="use_karras_sigmas"):
-        karras.set_timesteps(5)
+    with pytest.raises(InputError, match="pass one of them"):
+        scheduler.set_timesteps()
+    with pytest.raises(UnsupportedError, match="'nope' is not known"):
+        SNRScheduler(beta_schedule="nope")

@@ -31,6 +31,16 @@ def test_a_seed_gives_the_same_image_in_any_batch_and_order(make: object, rho: f
     assert (whole.latents[0] - whole.latents[1]).abs().max() > 0.1
 
 
+def test_rho_is_a_number_one_a_step_or_a_preset() -> None:
+    made = {}
+    for rho in (0.0, "ode", (0.0, 0.0, 0.0), 1.0, "sde", (1.0, 1.0, 1.0), "bump", (0.0, 1.0, 0.0)):
+        made[rho] = sample(tiny_sd(), "a bag", config=SampleConfig(steps=3, rho=rho)).latents
+    for same in ((0.0, "ode", (0.0, 0.0, 0.0)), (1.0, "sde", (1.0, 1.0, 1.0))):
+        assert all(torch.equal(made[rho], made[same[0]]) for rho in same)
+    others = [made[rho] for rho in (0.0, 1.0, "bump", (0.0, 1.0, 0.0))]
+    assert all(not torch.equal(a, b) for index, a in enumerate(others) for b in others[:index])
+
+
 def test_noise_is_bit_identical_and_each_step_has_its_own() -> None:
     start = Level(1.0, 0.0, 1.0)
     assert torch.equal(start_noise([7, 5], (4, 8, 8), start)[1], start_noise([5], (4, 8, 8), start)[0])

@@ -7,13 +7,16 @@ import io
 import os
 import re
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
+from logsnr.cli.calibrate import Calibrate
 from logsnr.cli.demo import Demo
 from logsnr.cli.doctor import Doctor
 from logsnr.cli.evaluate import Evaluate
+from logsnr.cli.explain import Explain
+from logsnr.cli.information import Information
 from logsnr.cli.sample import Sample
 from logsnr.cli.train import Train
 from logsnr.core.errors import LogsnrError
@@ -21,6 +24,9 @@ from logsnr.core.errors import LogsnrError
 _subcommand = tyro.conf.subcommand
 Verb = (
     Annotated[Sample, _subcommand("sample")]
+    | Annotated[Explain, _subcommand("explain")]
+    | Annotated[Information, _subcommand("information")]
+    | Annotated[Calibrate, _subcommand("calibrate")]
     | Annotated[Train, _subcommand("train")]
     | Annotated[Evaluate, _subcommand("evaluate")]
     | Annotated[Demo, _subcommand("demo")]
@@ -28,7 +34,7 @@ Verb = (
 )
 
 
-def parse(argv: list[str]) -> Sample | Train | Evaluate | Demo | Doctor:
+def parse(argv: list[str]) -> Any:
     """The verb with its options.
 
     Raises:

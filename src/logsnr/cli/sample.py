@@ -69,11 +69,13 @@ class Sample(Console):
     def _record(self, seeds: list[int], made: Any) -> dict[str, Any]:
         from importlib.metadata import version
 
+        from logsnr.core.config import to_dict
+
         return {
             "model": self.model,
             "prompt": self.prompt,
             "seeds": seeds,
-            "sampling": asdict(self.sampling),
+            "sampling": to_dict(self.sampling),
             "levels": [{**asdict(level), "log_snr": _finite(level.log_snr)} for level in made.levels],
             "nfe": made.nfe,
             "network_evaluations": made.network_evaluations,
@@ -84,17 +86,21 @@ class Sample(Console):
         from dataclasses import replace
 
         from logsnr.solvers.sample import sample
+        from logsnr.solvers.table import load_table
 
         batch = seeds[: self.batch_size]
-        one = replace(self.sampling, steps=1, grid="time")
+        steps = self.sampling.steps
+        if self.sampling.solver:
+            steps = load_table(self.sampling.solver).steps
+        one = replace(self.sampling, steps=1, grid="time", rho=0.0, solver=None)
         start = time.perf_counter()
         made = sample(pipe, self.prompt, seeds=batch, config=one, batch_size=self.batch_size)
         seconds = time.perf_counter() - start
         doubled = made.network_evaluations // len(batch)
         values = {
-            "nfe": self.sampling.steps,
-            "network_evaluations": doubled * self.sampling.steps * len(seeds),
-            "seconds_estimated": round(seconds * self.sampling.steps * len(seeds) / len(batch), 1),
+            "nfe": steps,
+            "network_evaluations": doubled * steps * len(seeds),
+            "seconds_estimated": round(seconds * steps * len(seeds) / len(batch), 1),
             "memory_mb": peak_memory_mb(),
             "would_write": [str(self.out / f"seed-{seed:06d}.png") for seed in seeds]
             + [str(self.out / "grid.png"), str(self.out / "record.json")],

@@ -58,7 +58,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        return _convert(next(a for a in arguments if a is not type(None)), value, where)
+        return _first_fit([a for a in arguments if a is not type(None)], value, where)
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_convert(arguments[0], item, where) for item in value)
     if origin is dict and isinstance(value, dict):
@@ -74,3 +74,13 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     raise InputError(f"{where} cannot be {value!r}: it must be of type {getattr(hint, '__name__', hint)}")
+
+
+def _first_fit(hints: list[Any], value: Any, where: str) -> Any:
+    """The value as the first of several types that takes it; the complaint is that of the last."""
+    for hint in hints[:-1]:
+        try:
+            return _convert(hint, value, where)
+        except InputError:
+            continue
+    return _convert(hints[-1], value, where)

@@ -17,8 +17,7 @@ from logsnr.core.errors import BrokenError, InputError, MissingError, Unsupporte
 from logsnr.core.types import Level
 from logsnr.models.denoiser import Conditioning, NetworkDenoiser, select_rows
 from logsnr.models.replay import replaying
-from logsnr.schedules.families import from_scheduler_config
-from logsnr.schedules.prediction import kind_of
+from logsnr.schedules.scheduler_config import from_scheduler_config, kind_of
 
 Pipeline = StableDiffusionPipeline | StableDiffusion3Pipeline
 
@@ -114,6 +113,11 @@ def denoiser_of(pipe: Pipeline, *, guidance_scale: float = 1.0, replay: bool = F
     )
 
 
+def network_of(pipe: Pipeline) -> nn.Module:
+    """The pipeline's denoising network."""
+    return pipe.transformer if isinstance(pipe, StableDiffusion3Pipeline) else pipe.unet
+
+
 def _network(pipe: Pipeline) -> tuple[Callable[..., Tensor], nn.Module]:
     """The network as a function of (xt, timestep, **cond) in its own precision, and the module behind it."""
     if isinstance(pipe, StableDiffusion3Pipeline):
@@ -173,3 +177,12 @@ def decode_latents(pipe: Pipeline, latents: Tensor) -> Tensor:
     shift = config.get("shift_factor") or 0.0
     scaled = latents / config.scaling_factor + shift
     return pipe.vae.decode(scaled.to(pipe.vae.dtype), return_dict=False)[0].float().clamp(-1, 1)
+
+
+@torch.no_grad()
+def encode_images(pipe: Pipeline, images: Tensor, *, batch_size: int = 250) -> Tensor:
+    """Latents (n, channels, height, width) of images in [-1, 1], scaled as the network sees them: posterior means."""
+    config = pipe.vae.config
+    shift = config.get("shift_factor") or 0.0
+    parts = [pipe.vae.encode(part.to(pipe.vae.dtype)).latent_dist.mean.float() for part in images.split(batch_size)]
+    return (torch.cat(parts) - shift) * config.scaling_factor

@@ -1,20 +1,24 @@
 """Grids: the levels at which a solver evaluates the network, noisiest first, ending at clean data.
 
-Every grid of N evaluations has N + 1 levels, is strictly monotone, and is used exactly as given.
+Every grid of N evaluations has N + 1 levels, is strictly monotone, and is used exactly as given. Below, s = sigma /
+alpha; ``start`` and ``end`` are the times of the first and of the last noisy level.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy import stats
 
-from logsnr.core.errors import InputError, UnsupportedError
+from logsnr.core.errors import InputError
 from logsnr.core.types import Level
-from logsnr.schedules.schedule import Schedule, is_flow, levels_at
+from logsnr.schedules.curve import Curve
+from logsnr.schedules.schedule import Schedule, levels_at, levels_of
 
 DATA = Level(0.0, 1.0, 0.0)
 
@@ -46,92 +50,83 @@ def check_grid(levels: Sequence[Level]) -> list[Level]:
 def uniform_time(schedule: Schedule, steps: int, *, start: float = 1.0) -> list[Level]:
     """Levels equally spaced in t from ``start`` to 0 (diffusers calls this trailing)."""
     check_steps(steps)
-    return _down_to_data(schedule, [start * (1 - i / steps) for i in range(steps)])
+    return check_grid([*levels_at(schedule, [start * (1 - i / steps) for i in range(steps)]), DATA])
 
 
 def uniform_log_snr(schedule: Schedule, steps: int, *, start: float = 1.0, end: float = 1e-3) -> list[Level]:
-    """Levels equally spaced in log-SNR between times ``start`` and ``end``, then clean data."""
-    check_steps(steps)
-    ends = schedule.log_snr(torch.tensor([start, end], dtype=torch.float64))
-    if not bool(torch.isfinite(ends).all()):
-        raise InputError("a grid uniform in log-SNR cannot start at infinite noise: choose start < 1 or grid time")
-    return _at_log_snr(schedule, torch.lerp(ends[0], ends[1], torch.linspace(0, 1, steps, dtype=torch.float64)))
+    """Levels equally spaced in log-SNR, then clean data (diffusers' exponential)."""
+    first, last = _noise_ends(schedule, steps, start, end)
+    return grid_of_noise(schedule, np.geomspace(first, last, steps))
 
 
 def karras(
     schedule: Schedule, steps: int, *, start: float = 1.0, end: float = 1e-3, grid_exponent: float = 7.0
 ) -> list[Level]:
-    """Levels equally spaced in (sigma / alpha) ** (1 / grid_exponent) (2206.00364, eq. 5), then clean data."""
+    """Levels equally spaced in s ** (1 / grid_exponent) (2206.00364, eq. 5), then clean data."""
+    first, last = (value ** (1 / grid_exponent) for value in _noise_ends(schedule, steps, start, end))
+    return grid_of_noise(schedule, np.linspace(first, last, steps) ** grid_exponent)
+
+
+def beta_quantiles(schedule: Schedule, steps: int, *, start: float = 1.0, end: float = 1e-3) -> list[Level]:
+    """Levels at quantiles of a Beta(0.6, 0.6) law between the ends of s (2407.12173), then clean data."""
+    first, last = _noise_ends(schedule, steps, start, end)
+    shares = stats.beta.ppf(1 - np.linspace(0, 1, steps), 0.6, 0.6)
+    return grid_of_noise(schedule, last + shares * (first - last))
+
+
+def tangent(schedule: Schedule, steps: int, *, start: float = 1.0, data_std: float = 1.0) -> list[Level]:
+    """Levels equally spaced in the angle atan(s / data_std); infinite noise at the start is welcome."""
     check_steps(steps)
-    first, last = (-schedule.log_snr(torch.tensor([start, end], dtype=torch.float64)) / (2 * grid_exponent)).exp()
-    if not bool(torch.isfinite(first)):
-        raise InputError("a Karras grid cannot start at infinite noise: choose start < 1 or grid time")
-    roots = torch.lerp(first, last, torch.linspace(0, 1, steps, dtype=torch.float64))
-    return _at_log_snr(schedule, -2 * grid_exponent * roots.log())
+    level = levels_at(schedule, [start])[0]
+    angle = math.atan2(level.sigma, data_std * level.alpha)
+    return _from(level, schedule, data_std * np.tan(angle * (1 - np.arange(1, steps) / steps)))
 
 
-def _at_log_snr(schedule: Schedule, values: torch.Tensor) -> list[Level]:
-    return _down_to_data(schedule, schedule.t_of(values).tolist())
+def entropic(
+    schedule: Schedule, steps: int, error: Curve, *, start: float = 1.0, power: float = 0.5, tilt: float = 0.0
+) -> list[Level]:
+    """Levels with equal shares of the integral of (error / s^2)^power s^tilt over log(s), from ``start`` to s = 0.01.
+
+    ``error`` is the mean squared error per dimension of the denoiser over log(alpha / sigma) (2504.13612 in spirit).
+    """
+    first, _ = _noise_ends(schedule, steps, start, start)
+    log_s = np.linspace(math.log(first), math.log(0.01), 2001)
+    rate = (np.maximum(error(-log_s), 1e-12) / np.exp(2 * log_s)) ** power * np.exp(tilt * log_s)
+    share = np.concatenate([[0.0], np.cumsum((rate[1:] + rate[:-1]) / 2)])
+    return grid_of_noise(schedule, np.exp(np.interp(np.linspace(0, share[-1], steps), share, log_s)))
 
 
-def _down_to_data(schedule: Schedule, times: Sequence[float]) -> list[Level]:
-    """The levels at falling times, then clean data."""
-    return check_grid([*levels_at(schedule, times), DATA])
+def grid_of_noise(schedule: Schedule, noise: Sequence[float] | NDArray[np.float64]) -> list[Level]:
+    """The levels at falling values of s = sigma / alpha, then clean data.
+
+    Raises:
+        InputError: the values are not positive or do not fall strictly.
+    """
+    values = np.asarray(noise, dtype=np.float64)
+    if not (values > 0).all():
+        raise InputError("a grid of sigma / alpha needs positive values: leave out the 0 at its end")
+    return check_grid([*levels_of(schedule, (-2 * np.log(values)).tolist()), DATA])
+
+
+def _from(first: Level, schedule: Schedule, noise: NDArray[np.float64]) -> list[Level]:
+    """A first level that may be infinite noise, then ``grid_of_noise``."""
+    return check_grid([first, *levels_of(schedule, (-2 * np.log(noise)).tolist()), DATA])
+
+
+def _noise_ends(schedule: Schedule, steps: int, start: float, end: float) -> tuple[float, float]:
+    """s at the two ends, both finite."""
+    check_steps(steps)
+    times = torch.tensor([start, end], dtype=torch.float64)
+    first, last = (-schedule.log_snr(times) / 2).exp().tolist()
+    if not math.isfinite(first):
+        raise InputError("this grid cannot start at infinite noise: choose start < 1, or the grid time or tangent")
+    return first, last
 
 
 GRIDS: Mapping[str, Callable[[Schedule, int], list[Level]]] = {
     "time": uniform_time,
     "log-snr": uniform_log_snr,
     "karras": karras,
+    "beta": beta_quantiles,
+    "tangent": tangent,
 }
-
-_UNMAPPED = (
-    "use_karras_sigmas",
-    "use_exponential_sigmas",
-    "use_beta_sigmas",
-    "use_lu_lambdas",
-    "use_flow_sigmas",
-    "use_dynamic_shifting",
-    "shift_terminal",
-    "invert_sigmas",
-)
-
-
-def scheduler_grid(schedule: Schedule, config: Mapping[str, Any], steps: int) -> list[Level]:
-    """The levels that a diffusers scheduler with this configuration visits, integer timesteps and all.
-
-    Raises:
-        UnsupportedError: the configuration asks for a grid that is not mapped.
-    """
-    check_steps(steps)
-    for flag in _UNMAPPED:
-        if config.get(flag):
-            raise UnsupportedError(f"the scheduler option {flag} is not mapped: pass a grid, one of {', '.join(GRIDS)}")
-    if is_flow(config):
-        return _flow_grid(schedule, config, steps)
-    total = int(config.get("num_train_timesteps", 1000))
-    timesteps = _timesteps(config.get("timestep_spacing", "linspace"), total, steps, int(config.get("steps_offset", 0)))
-    return _down_to_data(schedule, [(k + 1) / total for k in timesteps])
-
-
-def _timesteps(spacing: str, total: int, steps: int, offset: int) -> list[int]:
-    """Integer timesteps, largest first, by the three conventions of diffusers' multistep schedulers."""
-    if steps > total - 1:
-        raise InputError(f"{steps} steps are more than the {total} timesteps of the scheduler allow: use fewer")
-    if spacing == "linspace":
-        values = np.linspace(0, total - 1, steps + 1).round()[::-1][:-1]
-    elif spacing == "leading":
-        values = (np.arange(0, steps + 1) * (total // (steps + 1))).round()[::-1][:-1] + offset
-    elif spacing == "trailing":
-        values = np.arange(total, 0, -total / steps).round()[:steps] - 1
-    else:
-        raise UnsupportedError(f"timestep_spacing {spacing!r} is not known: use linspace, leading or trailing")
-    return [int(value) for value in values]
-
-
-def _flow_grid(schedule: Schedule, config: Mapping[str, Any], steps: int) -> list[Level]:
-    """Flow-match Euler's sigmas: uniform in t, then shifted towards noise."""
-    total, shift = int(config.get("num_train_timesteps", 1000)), float(config.get("shift", 1.0))
-    ends = [shift * t / (1 + (shift - 1) * t) for t in (1.0, 1 / total)]
-    times = np.linspace(ends[0], ends[1], steps)
-    return _down_to_data(schedule, (shift * times / (1 + (shift - 1) * times)).tolist())

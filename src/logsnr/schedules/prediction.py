@@ -2,79 +2,115 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, get_args
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 from torch import Tensor
 
-from logsnr.core.errors import InputError, UnsupportedError
+from logsnr.core.errors import InputError
 from logsnr.core.types import Level, Prediction
-from logsnr.schedules.schedule import is_flow
 
-Kind = Literal["eps", "x0", "v", "flow"]
-_DIFFUSERS: Mapping[str, Kind] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
+Kind = Literal["eps", "x0", "v", "flow", "score", "F"]
 
 
-def kind_of(config: Mapping[str, Any]) -> Kind:
-    """The prediction kind that a diffusers scheduler configuration names.
+@dataclass(frozen=True)
+class Linear:
+    """A network's output as a combination of clean data and noise: output = of_x0 * x0 + of_eps * eps."""
+
+    of_x0: float
+    of_eps: float
+
+
+def meaning(kind: Kind, level: Level, *, data_std: float = 1.0, rates: tuple[float, float] = (-1.0, 1.0)) -> Linear:
+    """What an output of this kind is at a level, for xt = alpha * x0 + sigma * eps.
+
+    ``eps`` and ``x0`` are themselves; ``score`` is -eps / sigma; ``v`` is alpha * eps - sigma * x0 (2202.00512), also
+    off the unit circle; ``flow`` is alpha' x0 + sigma' eps with the ``rates`` (alpha', sigma') of the schedule, which
+    is eps - x0 for rectified flow; ``F`` is EDM's raw output for data of deviation ``data_std`` (2206.00364).
 
     Raises:
-        UnsupportedError: an unknown ``prediction_type``.
+        InputError: unknown kind, or a score at sigma = 0 where it is infinite.
     """
-    if is_flow(config):
-        return "flow"
-    name = config.get("prediction_type", "epsilon")
-    if name not in _DIFFUSERS:
-        raise UnsupportedError(f"prediction_type {name!r} is not known: use one of {', '.join(_DIFFUSERS)}")
-    return _DIFFUSERS[name]
+    alpha, sigma = level.alpha, level.sigma
+    if kind == "eps":
+        return Linear(0.0, 1.0)
+    if kind == "x0":
+        return Linear(1.0, 0.0)
+    if kind == "v":
+        return Linear(-sigma, alpha)
+    if kind == "flow":
+        return Linear(*rates)
+    if kind == "F":
+        scale = math.hypot(data_std * alpha, sigma)
+        return Linear(sigma / (data_std * scale), -data_std * alpha / scale)
+    if kind == "score":
+        if sigma == 0:
+            raise InputError("a score is infinite at sigma = 0: stop at a level with some noise")
+        return Linear(0.0, -1 / sigma)
+    raise InputError(f"unknown prediction kind {kind!r}: use one of {', '.join(get_args(Kind))}")
+
+
+def x0_weights(kind: Kind, level: Level) -> tuple[float, float]:
+    """(a, b) with x0 = a * xt + b * output, for schedulers that count microseconds."""
+    means = meaning(kind, level)
+    if kind == "x0":
+        return 0.0, 1.0
+    area = level.alpha * means.of_eps - level.sigma * means.of_x0
+    return means.of_eps / area, -level.sigma / area
 
 
 def check_start(kind: Kind, level: Level) -> None:
     """Refuse to start noise prediction where no data is left: eps says nothing about x0 at alpha = 0.
 
     Raises:
-        InputError: kind is "eps" and alpha is 0.
+        InputError: kind is "eps" or "score" and alpha is 0.
     """
-    if kind == "eps" and level.alpha == 0:
-        raise InputError("an eps network cannot start at alpha = 0: its output holds no data there; use v, flow or x0")
+    if kind in ("eps", "score") and level.alpha == 0:
+        raise InputError(
+            f"an {kind} network cannot start at alpha = 0: its output holds no data there; use v, flow, F or x0"
+        )
 
 
-def predict(kind: Kind, xt: Tensor, output: Tensor, level: Level) -> Prediction:
-    """Clean data and noise from a network's output at a level, for xt = alpha * x0 + sigma * eps.
+def predict(
+    kind: Kind,
+    xt: Tensor,
+    output: Tensor,
+    level: Level,
+    *,
+    data_std: float = 1.0,
+    rates: tuple[float, float] = (-1.0, 1.0),
+) -> Prediction:
+    """Clean data and noise from a network's output at a level: ``meaning`` and xt = alpha * x0 + sigma * eps, solved.
 
-    ``v`` is alpha * eps - sigma * x0 (2202.00512), also off the unit circle; ``flow`` is eps - x0 for alpha = 1 - t and
-    sigma = t. A form that would divide by an exact zero is replaced by its limit-free part: at sigma = 0 the noise of
-    an x0 output is 0.
+    At sigma = 0 the noise of an x0 output, which nothing tells, is 0.
 
     Raises:
         InputError: unknown kind.
     """
-    alpha, sigma = level.alpha, level.sigma
-    if kind == "eps":
-        return Prediction((xt - sigma * output) / alpha, output)
-    if kind == "x0":
-        return Prediction(output, (xt - alpha * output) / sigma if sigma else xt * 0)
-    if kind == "v":
-        scale = alpha * alpha + sigma * sigma
-        return Prediction((alpha * xt - sigma * output) / scale, (sigma * xt + alpha * output) / scale)
-    if kind == "flow":
-        scale = alpha + sigma
-        return Prediction((xt - sigma * output) / scale, (xt + alpha * output) / scale)
-    raise InputError(f"unknown prediction kind {kind!r}: use one of {', '.join(get_args(Kind))}")
+    means = meaning(kind, level, data_std=data_std, rates=rates)
+    if kind == "x0" and level.sigma == 0:
+        return Prediction(output, xt * 0)
+    area = level.alpha * means.of_eps - level.sigma * means.of_x0
+    x0 = output if kind == "x0" else (means.of_eps * xt - level.sigma * output) / area
+    eps = output if kind == "eps" else (level.alpha * output - means.of_x0 * xt) / area
+    return Prediction(x0, eps)
 
 
-def output_of(kind: Kind, prediction: Prediction, level: Level) -> Tensor:
+def output_of(
+    kind: Kind,
+    prediction: Prediction,
+    level: Level,
+    *,
+    data_std: float = 1.0,
+    rates: tuple[float, float] = (-1.0, 1.0),
+) -> Tensor:
     """What a network of this kind would have said: the inverse of ``predict``.
 
     Raises:
         InputError: unknown kind.
     """
-    if kind == "eps":
-        return prediction.eps
-    if kind == "x0":
-        return prediction.x0
-    if kind == "v":
-        return level.alpha * prediction.eps - level.sigma * prediction.x0
-    if kind == "flow":
-        return prediction.eps - prediction.x0
-    raise InputError(f"unknown prediction kind {kind!r}: use one of {', '.join(get_args(Kind))}")
+    means = meaning(kind, level, data_std=data_std, rates=rates)
+    if kind in ("eps", "x0"):
+        return prediction.eps if kind == "eps" else prediction.x0
+    return means.of_x0 * prediction.x0 + means.of_eps * prediction.eps

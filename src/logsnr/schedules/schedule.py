@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,15 +14,11 @@ from logsnr.core.types import Level
 
 
 class Schedule(Protocol):
-    """alpha(t), sigma(t) and log_snr(t) for t in [0, 1], t = 0 data and t = 1 noise; log_snr falls strictly."""
+    """alpha(t), sigma(t) and log_snr(t) for t in [0, 1], t = 0 data and t = 1 noise; log_snr falls strictly.
 
-    def alpha(self, t: Tensor) -> Tensor:
-        """The factor of the data, float64, shaped like t."""
-        ...
-
-    def sigma(self, t: Tensor) -> Tensor:
-        """The factor of the noise, float64, shaped like t."""
-        ...
+    A member is a law of log-SNR over time, ``log_snr`` and its inverse ``t_of``, and a rule that scales it,
+    ``coefficients``; the rest follows. The forward process is dx = drift(t) x dt + diffusion(t) dw.
+    """
 
     def log_snr(self, t: Tensor) -> Tensor:
         """log(alpha^2 / sigma^2), float64, shaped like t; infinite at exact ends."""
@@ -31,34 +28,77 @@ class Schedule(Protocol):
         """The time at which the schedule has a log-SNR: the inverse of ``log_snr``."""
         ...
 
+    def coefficients(self, log_snr: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma where the schedule has a log-SNR (float64), also beyond its ends; each shaped like it."""
+        ...
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """The factor of the data, float64, shaped like t."""
+        return self.coefficients(self.log_snr(t))[0]
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """The factor of the noise, float64, shaped like t."""
+        return self.coefficients(self.log_snr(t))[1]
+
+    def log_ratio(self, t: Tensor) -> Tensor:
+        """log(alpha / sigma), half of ``log_snr``."""
+        return self.log_snr(t) / 2
+
+    def drift(self, t: Tensor) -> Tensor:
+        """d log(alpha) / dt, float64, shaped like t."""
+        return _slope(lambda u: self.alpha(u).log(), t)
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        """The g of the forward process: g^2 = -sigma^2 d log_snr / dt, float64, shaped like t."""
+        return self.sigma(t) * (-_slope(self.log_snr, t)).sqrt()
+
+    @property
+    def prior_std(self) -> float:
+        """Standard deviation of the noise at t = 1."""
+        return self.sigma(torch.ones((), dtype=torch.float64)).item()
+
     def level(self, t: float) -> Level:
         """The level at one time.
 
         Raises:
             InputError: t is outside [0, 1].
         """
-        ...
+        return levels_at(self, [float(t)])[0]
+
+
+def _slope(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    """The derivative of an elementwise function, by autograd."""
+    with torch.enable_grad():
+        points = t.detach().double().requires_grad_()
+        return torch.autograd.grad((function(points) + 0 * points).sum(), points)[0]  # constants have a slope too
 
 
 def levels_at(schedule: Schedule, times: Sequence[float]) -> list[Level]:
     """The levels of a schedule at times in [0, 1], all at once.
 
     Raises:
-        InputError: a time is outside [0, 1].
+        InputError: a time is outside [0, 1], or sigma is infinite there.
     """
     for t in times:
         if not 0 <= t <= 1:
             raise InputError(f"time {t} is outside [0, 1]: 0 is data, 1 is noise")
     points = torch.tensor(times, dtype=torch.float64)
-    columns = (points, schedule.alpha(points), schedule.sigma(points))
-    return [Level(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+    return _levels(points, schedule.alpha(points), schedule.sigma(points))
 
 
-def level_of(schedule: Schedule, t: float) -> Level:
-    """The level of a schedule at one time."""
-    return levels_at(schedule, [float(t)])[0]
+def levels_of(schedule: Schedule, log_snr: Sequence[float]) -> list[Level]:
+    """The levels of a schedule at values of log-SNR, all at once; outside its range t leaves [0, 1].
+
+    Raises:
+        InputError: sigma is infinite there.
+    """
+    points = torch.tensor(log_snr, dtype=torch.float64)
+    return _levels(schedule.t_of(points), *schedule.coefficients(points))
 
 
-def is_flow(config: Mapping[str, Any]) -> bool:
-    """Whether a diffusers scheduler configuration belongs to a flow model: flow-match schedulers have no betas."""
-    return config.get("prediction_type") == "flow_prediction" or ("shift" in config and "beta_start" not in config)
+def _levels(*columns: Tensor) -> list[Level]:
+    levels = [Level(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+    for level in levels:
+        if not math.isfinite(level.sigma):
+            raise InputError(f"sigma is infinite at t = {level.t:g} in a schedule of alpha = 1: choose a time below")
+    return levels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from logsnr.core.errors import InputError
@@ -19,22 +20,61 @@ class SampleConfig:
     negative: str = ""
     """The prompt that guidance leads away from."""
     order: int = 2
-    """Order of the solver, 1 or 2."""
-    rho: float = 0.0
-    """Noise multiplier of the backward SDE: 0 is the ODE, 1 the reverse SDE."""
+    """Order of the solver, 1 to 4: how many evaluations a step is computed from."""
+    rho: float | Literal["ode", "sde", "bump"] | tuple[float, ...] = 0.0
+    """Noise multiplier of the backward SDE: a number (0: the ODE), one a step, or ode (0), sde (1), bump (1 midway)."""
+    corrector: bool = False
+    """Repair each sample with the evaluation that is made there anyway; costs no further call."""
     variant: Literal["heun", "midpoint"] = "midpoint"
     """How order 2 weighs its last two evaluations: exactly (heun), or as diffusers does by default (midpoint)."""
-    grid: Literal["scheduler", "time", "log-snr", "karras"] = "scheduler"
-    """Levels to visit: spaced as the model's scheduler says (read as DPM-Solver reads it), or from its schedule."""
+    grid: Literal["scheduler", "time", "log-snr", "karras", "beta", "tangent"] = "scheduler"
+    """Levels to visit: the model's own scheduler's, or spaced by a rule; flow models: scheduler, time or tangent."""
+    solver: Path | None = None
+    """A table of `logsnr calibrate`, in place of steps, grid, order, variant, corrector and rho: they are not read."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise InputError(f"steps is {self.steps}: sampling needs at least 1 step")
-        if self.order not in (1, 2):
-            raise InputError(f"order is {self.order}: use 1 or 2")
-        if not 0 <= self.rho < float("inf"):
-            raise InputError(f"rho is {self.rho}: the noise multiplier must be at least 0")
+        if self.order not in (1, 2, 3, 4):
+            raise InputError(f"order is {self.order}: use 1 to 4")
+        for value in self.rho if isinstance(self.rho, tuple) else (self.rho,):
+            if not isinstance(value, str) and not 0 <= value < float("inf"):
+                raise InputError(f"rho is {value}: the noise multiplier must be at least 0")
+        if isinstance(self.rho, tuple) and len(self.rho) != self.steps:
+            raise InputError(f"rho lists {len(self.rho)} values for {self.steps} steps: give one a step")
         if not 0 <= self.guidance_scale < float("inf"):
             raise InputError(
                 f"guidance_scale is {self.guidance_scale}: use 1 for none, more to follow the prompt closer"
             )
+
+
+@dataclass(frozen=True)
+class CalibrateConfig:
+    """How a solver table is found: trajectories, the reference, and what is compared."""
+
+    steps: int = 10
+    """Evaluations of the network an image, at most reference_steps: a table is for one number."""
+    num_fit: int = 32
+    """Start noises whose trajectories the coefficients are fitted on."""
+    num_selection: int = 16
+    """Further ones that choose among the fitted candidates."""
+    num_gate: int = 16
+    """Further ones, used for nothing else, on which fitted coefficients must beat the analytic solvers."""
+    reference_steps: int = 60
+    """Steps of the fine reference that everything is compared with (order 3, equal in log-SNR)."""
+    grids: tuple[Literal["planned", "log-snr", "karras", "beta", "tangent"], ...] = ("planned", "tangent")
+    """Grids to fit on: "planned" is computed from the reference's local errors, the others are those of `sample`."""
+    ridges: tuple[float, ...] = (1e-5,)
+    """Strengths of the pull towards the analytic coefficients: the first for all grids, more for "planned" alone."""
+    rivals: int = 3
+    """Analytic solvers that the gate compares on every grid, of 5: order 2 midpoint, heun, heun corrected, 1, 3."""
+    seed: int = 4_000_000
+    """Seed of the first start noise; the others count up from it, and should not be seeds that are served."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.steps > self.reference_steps:
+            raise InputError(f"steps is {self.steps}: a table needs 1 to reference_steps ({self.reference_steps})")
+        if min(self.num_fit, self.num_selection, self.num_gate) < 2 or not 1 <= self.rivals <= 5:
+            raise InputError("calibration needs at least 2 trajectories for each of its sets, and 1 to 5 rivals")
+        if not self.grids or not self.ridges or min(self.ridges) <= 0:
+            raise InputError("calibration needs at least one grid and positive ridges")

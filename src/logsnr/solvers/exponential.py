@@ -1,98 +1,146 @@
-"""Exponential integrators of the backward SDE family in log-SNR (2408.04221), data-prediction form, order 1 and 2.
+"""Exponential integrators of the backward SDE family in log-SNR (2408.04221): orders 1 to 4, any rho, a corrector.
 
-With l = log(alpha / sigma) the family dy = (1 + rho^2)(x0 - y) dl + sqrt(2) rho e^{-l} dW, y = x / alpha, has the same
-marginals for every rho: rho = 0 is the probability-flow ODE, rho = 1 the reverse SDE. The linear part is exact; x0 is
-a polynomial in l through the last evaluations.
+The step itself is three lines of tensors; ``weights`` computes its coefficients.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
+import numpy as np
 from torch import Tensor
 
 from logsnr.core.errors import InputError
 from logsnr.core.types import Denoiser, Level
+from logsnr.schedules.curve import Curve
+from logsnr.solvers.backward import Rho, check_rho, is_noisy, rho_of_step
+from logsnr.solvers.weights import Array, StepWeights, step_weights
 
-Memory = tuple[Level, Tensor]
+LinearPart = Literal["x0", "eps", "F"] | Curve
 
 
 @dataclass(frozen=True)
-class StepWeights:
-    """One step in numbers: x_there = linear * x + current * x0 + previous * x0_previous + noise * n."""
+class Memory:
+    """What a step leaves to the next: how many were done, the newest evaluations first, and where it came from."""
 
-    linear: float
-    current: float
-    previous: float
-    noise: float
+    step: int
+    history: tuple[tuple[Level, Tensor], ...]
+    before: tuple[Level, Tensor, Tensor | None] | None
 
 
 @dataclass(frozen=True)
 class Exponential:
     """The solver of the given order; a pure function of its arguments.
 
-    ``variant`` "heun" integrates the line through two evaluations exactly, "midpoint" is what diffusers' multistep
-    DPM-Solver++ does by default. ``rho`` is the noise multiplier; above 0 a step needs noise.
+    ``rho`` is the noise multiplier: a number, one a step, a function of log(alpha / sigma), or a preset; above 0 a step
+    needs noise. ``variant`` "heun" integrates the polynomial exactly, "midpoint" is what diffusers' multistep
+    DPM-Solver++ does at order 2. ``corrector`` repairs a sample with the evaluation that was made there, at no call.
+    ``linear`` is the part of x0 that is linear in y and integrated exactly: none ("x0"), all of it ("eps"), that of
+    EDM's F, or the mean Jacobian of the denoiser, mmse / (d s^2), as a curve. ``mmse`` (per dimension, a curve) gives
+    order 1 its optimal reverse variance (Analytic-DPM, 2201.06503).
+
+    Raises:
+        InputError: an order outside 1 to 4, a negative rho, or ``mmse`` above order 1, where it would count twice.
     """
 
     order: int = 2
-    rho: float = 0.0
+    rho: Rho = 0.0
     variant: Literal["heun", "midpoint"] = "heun"
+    corrector: bool = False
+    linear: LinearPart = "x0"
+    data_std: float = 1.0
+    mmse: Curve | None = None
 
     def __post_init__(self) -> None:
-        if self.order not in (1, 2):
-            raise InputError(f"order is {self.order}: the exponential solver has order 1 or 2")
-        if not (self.rho >= 0 and math.isfinite(self.rho)):
-            raise InputError(f"rho is {self.rho}: the noise multiplier must be at least 0")
+        if self.order not in (1, 2, 3, 4):
+            raise InputError(f"order is {self.order}: the exponential solver has order 1 to 4")
+        check_rho(self.rho)
+        if self.mmse is not None and (self.order > 1 or self.corrector):
+            raise InputError("the optimal variance belongs to order 1: higher orders already hold it; drop mmse")
+
+    @property
+    def noisy(self) -> bool:
+        """Whether steps draw noise."""
+        return is_noisy(self.rho) or self.mmse is not None
 
     def __call__(
         self, denoiser: Denoiser, x: Tensor, here: Level, there: Level, noise: Tensor | None, memory: Memory | None
     ) -> tuple[Tensor, Memory]:
-        x0 = denoiser(x, here).x0
-        return self.advance(x, x0, here, there, noise, memory), (here, x0)
+        return self.advance(x, denoiser(x, here).x0, here, there, noise, memory)
 
     def advance(
         self, x: Tensor, x0: Tensor, here: Level, there: Level, noise: Tensor | None, memory: Memory | None
-    ) -> Tensor:
-        """The sample at ``there`` from the clean estimate at ``here``.
+    ) -> tuple[Tensor, Memory]:
+        """The sample at ``there`` from the clean estimate at ``here``, and the memory of it.
 
         Raises:
             InputError: the step needs noise and got none.
         """
-        weights = step_weights(self, here, there, memory[0] if memory else None)
-        x_there = weights.linear * x + weights.current * x0
-        if memory and weights.previous:
-            x_there = x_there + weights.previous * memory[1]
-        if weights.noise:
-            if noise is None:
-                raise InputError("a step with rho > 0 needs noise: pass one standard normal tensor a step")
-            x_there = x_there + weights.noise * noise
-        return x_there
+        memory = memory or Memory(0, (), None)
+        if self.corrector and memory.before:
+            x = self._corrected(x, x0, here, memory)
+        if there.sigma == 0:
+            return there.alpha * x0, Memory(memory.step + 1, memory.history, None)
+        nodes = ((here, self._residual(x, x0, here)), *memory.history)[: self.order]
+        moved = _combine(self.weights(here, there, nodes, memory.step), x, nodes, noise)
+        kept = nodes if here.alpha else ()
+        return moved, Memory(memory.step + 1, kept, (here, x, noise) if self.corrector and here.alpha else None)
+
+    def weights(self, here: Level, there: Level, nodes: Any, step: int) -> StepWeights:
+        """The weights of a step, from the levels of its nodes."""
+        levels = tuple(node[0] for node in nodes) if here.alpha else (here,)
+        rho = rho_of_step(self.rho, step)
+        found = step_weights(here, there, levels, rho, self._part, self.variant == "midpoint")
+        if self.mmse is None or here.alpha == 0:
+            return found
+        extra = found.values[0] ** 2 * float(self.mmse(here.log_ratio))
+        return StepWeights(found.linear, found.values, math.sqrt(found.noise**2 + extra))
+
+    def _corrected(self, x: Tensor, x0: Tensor, here: Level, memory: Memory) -> Tensor:
+        """The step to ``here`` again, now with the evaluation at its end among the nodes."""
+        assert memory.before is not None
+        start, x_start, noise = memory.before
+        nodes = ((here, self._residual(x, x0, here)), *memory.history[: max(self.order - 1, 1)])
+        levels, rho = tuple(node[0] for node in nodes), rho_of_step(self.rho, memory.step - 1)
+        return _combine(step_weights(start, here, levels, rho, self._part), x_start, nodes, noise)
+
+    def _residual(self, x: Tensor, x0: Tensor, here: Level) -> Tensor:
+        """x0 without its linear part."""
+        if self.linear == "x0" or here.alpha == 0:
+            return x0
+        part = self._part
+        share = float(part(np.asarray(here.log_ratio))) if callable(part) else part
+        return x0 - share / here.alpha * x
+
+    @cached_property
+    def _part(self) -> float | Callable[[Array], Array]:
+        if isinstance(self.linear, Curve):
+            return self.linear
+        if self.linear == "F":
+            return _EDMPart(self.data_std)
+        return 1.0 if self.linear == "eps" else 0.0
 
 
-def step_weights(solver: Exponential, here: Level, there: Level, before: Level | None) -> StepWeights:
-    """The weights of one step in float64; exact where sigma = 0 (the step returns x0) or alpha = 0 at the start."""
-    if there.sigma == 0:
-        return StepWeights(0.0, there.alpha, 0.0, 0.0)
-    step, ratio = there.log_ratio - here.log_ratio, solver.rho**2
-    if not step > 0:
-        raise InputError(f"a step must lead to less noise, not from t = {here.t:g} to {there.t:g}: order the grid")
-    decay = math.exp(-ratio * step) if ratio else 1.0
-    total = (1 + ratio) * step
-    first = -math.expm1(-total)
-    noise = there.sigma * math.sqrt(-math.expm1(-2 * ratio * step)) if ratio else 0.0
-    linear = there.sigma / here.sigma * decay
-    if solver.order == 1 or before is None or before.alpha == 0:
-        return StepWeights(linear, there.alpha * first, 0.0, noise)
-    slope = _first_moment(total) if solver.variant == "heun" else first / 2
-    share = slope * step / (here.log_ratio - before.log_ratio)
-    return StepWeights(linear, there.alpha * (first + share), -there.alpha * share, noise)
+@dataclass(frozen=True)
+class _EDMPart:
+    """The skip connection of EDM: data_std^2 / (data_std^2 + s^2)."""
+
+    data_std: float
+
+    def __call__(self, log_ratio: Array) -> Array:
+        return 1 / (1 + np.exp(-2 * log_ratio) / self.data_std**2)
 
 
-def _first_moment(total: float) -> float:
-    """The integral of H e^{-H (1 - c)} c over c in [0, 1]: 1 - (1 - e^{-H}) / H, by its series where that cancels."""
-    if total < 1e-2:
-        return total / 2 - total**2 / 6 + total**3 / 24 - total**4 / 120 + total**5 / 720
-    return 1 + math.expm1(-total) / total
+def _combine(weights: StepWeights, x: Tensor, nodes: Any, noise: Tensor | None) -> Tensor:
+    moved = weights.linear * x
+    for weight, (_, value) in zip(weights.values, nodes, strict=False):
+        moved = moved + weight * value
+    if weights.noise:
+        if noise is None:
+            raise InputError("a step with rho > 0 needs noise: pass one standard normal tensor a step")
+        moved = moved + weights.noise * noise
+    return moved

@@ -14,13 +14,17 @@ from torch import Tensor
 
 from logsnr.core.errors import InputError
 from logsnr.core.types import Denoiser, Level, Prediction, Solver
-from logsnr.models.pipeline import Pipeline, decode_latents, denoiser_of, encode_prompts, latent_shape
-from logsnr.schedules.grids import GRIDS, check_grid, scheduler_grid
+from logsnr.models.fingerprint import fingerprint
+from logsnr.models.pipeline import Pipeline, decode_latents, denoiser_of, encode_prompts, latent_shape, network_of
+from logsnr.schedules.grids import GRIDS
 from logsnr.schedules.prediction import check_start
 from logsnr.schedules.schedule import Schedule
+from logsnr.schedules.scheduler_config import scheduler_grid
 from logsnr.solvers.config import SampleConfig
 from logsnr.solvers.exponential import Exponential
 from logsnr.solvers.noise import start_noise, step_noise
+from logsnr.solvers.scheduler import SNRScheduler
+from logsnr.solvers.table import Tabulated, load_table
 
 
 @dataclass(frozen=True)
@@ -68,12 +72,32 @@ def sample_steps(
         yield x
 
 
-def make_grid(schedule: Schedule, scheduler_config: Any, config: SampleConfig) -> list[Level]:
+def make_grid(schedule: Schedule, scheduler: Any, config: SampleConfig) -> list[Level]:
     """The grid that a sampling configuration names; "scheduler" is the model's own, an SNRScheduler's grid included."""
-    name = scheduler_config.get("grid", "scheduler") if config.grid == "scheduler" else config.grid
-    if name == "scheduler":
-        return scheduler_grid(schedule, scheduler_config, config.steps)
-    return GRIDS[name](schedule, config.steps)
+    if config.grid != "scheduler":
+        return GRIDS[config.grid](schedule, config.steps)
+    if isinstance(scheduler, SNRScheduler):
+        return scheduler.grid_of(config.steps)
+    return scheduler_grid(scheduler, schedule, config.steps)
+
+
+def make_solver(config: SampleConfig) -> Exponential:
+    """The solver that a sampling configuration names."""
+    rho = config.rho if isinstance(config.rho, str | int | float) else list(config.rho)
+    return Exponential(config.order, rho, config.variant, corrector=config.corrector)
+
+
+def make_run(pipe: Pipeline, schedule: Schedule, config: SampleConfig) -> tuple[list[Level], Exponential | Tabulated]:
+    """The levels and the solver of a sampling run; a solver table brings both.
+
+    Raises:
+        InputError: the table was made for another network or guidance.
+    """
+    if config.solver:
+        table = load_table(config.solver)
+        table.check_model(fingerprint(network_of(pipe)), config.guidance_scale)
+        return table.levels(schedule), table.solver()
+    return make_grid(schedule, pipe.scheduler, config), make_solver(config)
 
 
 def sample(
@@ -97,9 +121,8 @@ def sample(
         raise InputError(f"{len(prompts)} prompts and {len(seeds)} seeds do not match: give one prompt, or one a seed")
     start = time.perf_counter()
     denoiser = denoiser_of(pipe, guidance_scale=config.guidance_scale, replay=True)
-    grid = check_grid(make_grid(denoiser.schedule, pipe.scheduler.config, config))
+    grid, solver = make_run(pipe, denoiser.schedule, config)
     check_start(denoiser.kind, grid[0])
-    solver = Exponential(config.order, config.rho, config.variant)
     shape, parts = latent_shape(pipe), []
     with torch.inference_mode():
         for first in range(0, len(seeds), batch_size):
@@ -107,7 +130,7 @@ def sample(
             guided = config.guidance_scale > 1
             cond = encode_prompts(pipe, prompts[first : first + batch_size], negative=config.negative, guided=guided)
             x = start_noise(rows, shape, grid[0]).to(pipe.device)
-            steps = sample_steps(denoiser, x, grid, solver, cond=cond, seeds=rows if config.rho else None)
+            steps = sample_steps(denoiser, x, grid, solver, cond=cond, seeds=rows if solver.noisy else None)
             x = deque(steps, maxlen=1).pop()
             parts.append((x, decode_latents(pipe, x)))
     latents, images = (torch.cat(column) for column in zip(*parts, strict=True))

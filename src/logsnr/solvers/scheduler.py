@@ -1,26 +1,36 @@
-"""``SNRScheduler``: the exponential solver as a drop-in scheduler of a diffusers pipeline."""
+"""``SNRScheduler``: any schedule, grid, rho and solver table as a drop-in scheduler of a diffusers pipeline."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
 
+import diffusers
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from logsnr.core.config import to_dict
 from logsnr.core.errors import InputError
 from logsnr.core.types import Level
-from logsnr.schedules.families import from_scheduler_config
-from logsnr.schedules.grids import GRIDS, check_grid, scheduler_grid
-from logsnr.schedules.prediction import check_start, kind_of, predict
-from logsnr.schedules.schedule import is_flow
-from logsnr.solvers.exponential import Exponential, Memory
+from logsnr.schedules import scheduler_config
+from logsnr.schedules.grids import GRIDS, check_grid, grid_of_noise
+from logsnr.schedules.prediction import Kind, check_start
+from logsnr.schedules.schedule import Schedule, levels_at
+from logsnr.solvers.backward import is_noisy
+from logsnr.solvers.exponential import Exponential
 from logsnr.solvers.noise import step_noise
+from logsnr.solvers.presets import FROM_NOISE, PRESETS
+from logsnr.solvers.table import Tabulated, load_table
+from logsnr.solvers.visits import Visit, combine, heun_visits, multistep_visits
+
+_SOLVER = ("variant", "rho", "corrector", "grid", "preset", "table")
 
 
 @dataclass
@@ -34,12 +44,17 @@ class SNRSchedulerOutput(BaseOutput):
 class SNRScheduler(SchedulerMixin, ConfigMixin):
     """Any schedule with any grid and rho inside a diffusers pipeline.
 
-    ``pipe.scheduler = SNRScheduler.from_config(pipe.scheduler.config, rho=0.3)``. ``grid`` "scheduler" visits the
-    timesteps of the configuration that it came from; "time", "log-snr" and "karras" are float timesteps from the
-    schedule. ``variant`` "midpoint" with that grid reproduces DPM-Solver++ 2M. Pipelines that pass no generator get
-    per-sample noise through ``set_seeds``.
+    ``pipe.scheduler = SNRScheduler.from_config(pipe.scheduler.config, rho=0.3)``. ``grid`` "scheduler" visits levels
+    of the scheduler that the configuration came from (``origin``); the others are spaced over the schedule. ``preset``
+    keeps the images of a diffusers scheduler; ``table`` is a calibrated solver (a path or its content). ``rho`` is a
+    number, one a step, or a preset name. Pipelines that pass no generator get per-sample noise through ``set_seeds``.
+
+    Raises:
+        InputError: an unknown grid or preset, or settings that exclude each other.
+        UnsupportedError: a configuration that cannot be mapped.
     """
 
+    _compatibles = [kind.name for kind in KarrasDiffusionSchedulers]  # noqa: RUF012  # diffusers declares it so
     order = 1
 
     @register_to_config
@@ -54,81 +69,202 @@ class SNRScheduler(SchedulerMixin, ConfigMixin):
         rescale_betas_zero_snr: bool = False,
         timestep_spacing: str = "linspace",
         steps_offset: int = 1,
-        use_karras_sigmas: bool = False,
-        use_exponential_sigmas: bool = False,
-        use_beta_sigmas: bool = False,
         shift: float = 1.0,
-        use_dynamic_shifting: bool = False,
+        use_flow_sigmas: bool = False,
         clip_sample: bool = False,
         solver_order: int = 2,
-        variant: str = "midpoint",
-        rho: float = 0.0,
+        variant: Literal["heun", "midpoint"] = "midpoint",
+        rho: float | list[float] | str = 0.0,
+        corrector: bool = False,
         grid: str = "scheduler",
+        preset: str = "",
+        table: dict[str, Any] | str | Path | None = None,
+        origin: str = "",
+        origin_defaults: list[str] | None = None,
     ):
-        if grid != "scheduler" and grid not in GRIDS:
-            raise InputError(f"there is no grid {grid!r}: use scheduler, {', '.join(GRIDS)}")
-        self.schedule, self.kind = from_scheduler_config(self.config), kind_of(self.config)
-        self.solver = Exponential(solver_order, rho, variant)  # type: ignore[arg-type]
-        self.init_noise_sigma = 1.0
-        self._begin: int | None = None
-        self._index: int | None = None
-        self._memory: Memory | None = None
+        for given, what, known in ((grid, "grid", ("scheduler", *GRIDS)), (preset, "preset", ("", *PRESETS))):
+            if given not in known:
+                raise InputError(f"there is no {what} {given!r}: use one of {', '.join(filter(None, known))}")
+        scheduler_config.from_scheduler_config(self.config)  # refuses now, rather than at the first use
+        self._preset = PRESETS.get(preset)
+        self.table = load_table(table) if table else None
+        self.solver = self._make_solver()
+        self._own_grid = self.table is not None or grid != "scheduler"
+        self.register_to_config(table=to_dict(self.table) if self.table else None)
+        if scheduler_config.is_flow(self.config):  # else pipelines of the Flux family would pass sigmas of their own
+            self.register_to_config(use_flow_sigmas=self._own_grid or use_flow_sigmas)
+        self.order = 2 if self._preset and self._preset.two_calls else 1
+        self.num_inference_steps: int | None = None
+        self.init_noise_sigma, self.levels, self._stops = 1.0, list[Level](), list[Level]()
+        self.timesteps, self.sigmas = torch.arange(num_train_timesteps - 1, -1, -1), torch.empty(0)
         self._seeds: list[int] = []
-        self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)
-        self.levels: list[Level] = []
+        self._rest(0)
+
+    def _make_solver(self) -> Exponential | Tabulated:
+        """The solver of the settings, which must not contradict each other."""
+        preset, config = self._preset, self.config
+        rho, corrector = config["rho"], config["corrector"]
+        if callable(rho):
+            raise InputError("rho cannot be a function in a configuration: give a number, one a step, or a preset")
+        noiseless = self.table or (preset and preset.two_calls)
+        if (noiseless and is_noisy(rho)) or ((preset or self.table) and corrector) or (preset and self.table):
+            name = f"preset {config['preset']!r}" if preset else "a solver table"
+            raise InputError(f"{name} is a solver of its own: drop the rho, corrector or table beside it")
+        if self.table:
+            return self.table.solver()
+        if preset:
+            return Exponential(preset.order, rho, preset.variant)
+        return Exponential(config["solver_order"], rho, config["variant"], corrector)
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """A scheduler from any diffusers scheduler's configuration; flow-match ones become flow prediction."""
-        if isinstance(config, Mapping) and is_flow(config):
-            config = {**config, "prediction_type": "flow_prediction"}
-        return super().from_config(config, return_unused_kwargs, **kwargs)
+        """A scheduler from any diffusers scheduler's configuration, with settings of this class or of that one.
 
-    @property
-    def sigmas(self) -> Tensor:
-        """sigma / alpha of every level, or sigma itself for flow models (where it is t): (steps + 1,)."""
-        flow = self.kind == "flow"
-        return torch.tensor([at.sigma if flow else at.sigma / at.alpha for at in self.levels])
+        Raises:
+            InputError: a setting that neither class has, or that contradicts another.
+            UnsupportedError: a configuration that cannot be mapped.
+        """
+        config = dict(config or {})
+        if scheduler_config.origin_of(config) not in ("", cls.__name__):
+            config = scheduler_config.settings_of(config)
+            scheduler_config.from_scheduler_config(config)
+            config = {name: value for name, value in config.items() if name not in _SOLVER}  # of an earlier conversion
+            config["_class_name"] = config["origin"]
+        preset, known = PRESETS.get(kwargs.get("preset", "")), {*config, *scheduler_config.parameters(cls)}
+        if preset:
+            known |= set(scheduler_config.parameters(getattr(diffusers, preset.origin)))
+        if unknown := sorted(set(kwargs) - known):
+            raise InputError(f"neither SNRScheduler nor the scheduler before it has a setting {unknown[0]!r}: drop it")
+        if preset:
+            if "solver_order" in kwargs or "variant" in kwargs:
+                raise InputError(f"preset {kwargs['preset']!r} has its own solver_order and variant: drop them")
+            kwargs.setdefault("rho", preset.rho)
+        config["origin_defaults"] = [name for name in config.get("origin_defaults") or () if name not in kwargs]
+        if scheduler_config.is_flow(config):
+            config["prediction_type"] = "flow_prediction"
+        return super().from_config({**config, **kwargs}, return_unused_kwargs)
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The schedule that the network was trained on."""
+        return scheduler_config.from_scheduler_config(self.config)
+
+    @cached_property
+    def kind(self) -> Kind:
+        """What the network predicts."""
+        return scheduler_config.kind_of(self.config)
+
+    @cached_property
+    def _origin(self) -> Any:
+        """The diffusers scheduler whose levels the grid "scheduler" visits."""
+        usual = "FlowMatchEulerDiscreteScheduler" if self.kind == "flow" else "DPMSolverMultistepScheduler"
+        name = self._preset.origin if self._preset else self.config["origin"] or usual
+        return scheduler_config.make_scheduler(name, self.config)
 
     @property
     def step_index(self) -> int | None:
-        """The step that comes next, or None before the first."""
+        """The visit that comes next; None before the first."""
         return self._index
 
     @property
     def begin_index(self) -> int | None:
-        """Where sampling starts; image-to-image pipelines set it."""
+        """The first visit of an image-to-image run."""
         return self._begin
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Start at this step instead of the first."""
+        """Start at a later visit, for image-to-image."""
+        self._rest(begin_index)
         self._begin = begin_index
 
     def set_seeds(self, seeds: Sequence[int]) -> None:
         """Seeds of the samples, one a row: their noise then depends on (seed, step) alone, whatever the batch."""
         self._seeds = list(seeds)
 
-    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
-        """Choose the grid and compute all weights of its steps in float64."""
-        name = self.config["grid"]
-        grid = (
-            scheduler_grid(self.schedule, self.config, num_inference_steps)
-            if name == "scheduler"
-            else GRIDS[name](self.schedule, num_inference_steps)
-        )
-        self.levels = check_grid(grid)
+    def grid_of(self, steps: int, *, mu: float | None = None, sigmas: Sequence[float] | None = None) -> list[Level]:
+        """The levels of a run with this number of steps.
+
+        Raises:
+            InputError: the table is for another number of steps, or explicit sigmas contradict a grid or table.
+            UnsupportedError: the scheduler that the configuration came from cannot be made.
+        """
+        if self._own_grid and sigmas is not None:
+            raise InputError("the scheduler has a grid of its own and sigmas were passed too: drop one of them")
+        if self.table:
+            if steps != self.table.steps:
+                raise InputError(f"the solver table has {self.table.steps} steps, not {steps}: calibrate for {steps}")
+            return self.table.levels(self.schedule)
+        if self._own_grid:
+            return GRIDS[self.config["grid"]](self.schedule, steps)
+        if sigmas is not None and self.kind != "flow":
+            return grid_of_noise(self.schedule, [value for value in sigmas if value > 0])
+        return scheduler_config.scheduler_grid(self._origin, self.schedule, steps, mu=mu, sigmas=sigmas)
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        *,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
+    ) -> None:
+        """Choose the levels of a run: by number, or explicitly by the network's timesteps or by ``sigmas``.
+
+        Raises:
+            InputError: nothing was asked for, or the levels cannot be visited.
+        """
+        if timesteps is not None:
+            if self._own_grid:
+                raise InputError("the scheduler has a grid of its own and timesteps were passed too: drop one of them")
+            self.levels = check_grid(levels_at(self.schedule, [self._time(k) for k in timesteps] + [0.0]))
+        elif sigmas is not None:
+            self.levels = self.grid_of(len(sigmas), mu=mu, sigmas=[float(value) for value in sigmas])
+        elif num_inference_steps is not None:
+            self.levels = self.grid_of(num_inference_steps, mu=mu)
+        else:
+            raise InputError("set_timesteps needs a number of steps, timesteps or sigmas: pass one of them")
         check_start(self.kind, self.levels[0])
-        self.num_inference_steps = num_inference_steps
-        times = torch.tensor([self._timestep(level) for level in self.levels[:-1]], dtype=torch.float64)
-        whole = times.round()
-        self.timesteps = (whole.long() if bool((times - whole).abs().max() < 1e-6) else times.float()).to(device)
-        self._index, self._memory = None, None
+        self.num_inference_steps = len(self.levels) - 1
+        self._rest(0)
+        self._stops = [visit.level for visit in self._visits]
+        self.sigmas = torch.tensor([self._sigma(level) for level in [*self._stops, self.levels[-1]]])
+        self.timesteps = self._timesteps().to(device)
+        self._marks = self.timesteps.tolist()
+        self.init_noise_sigma = self._start_scale()
 
-    def _timestep(self, level: Level) -> float:
+    def _rest(self, begin: int) -> None:
+        """Stand before visit ``begin`` with nothing behind, the numbers of all steps ahead computed."""
+        if self._preset and self._preset.two_calls:
+            self._visits: list[Visit] = heun_visits(self.kind, self.levels, self._preset.two_calls, begin)
+        else:
+            self._visits = multistep_visits(self.solver, self.kind, self.levels, begin)
+        self._first, self._begin, self._index = begin, None, None
+        self._history: tuple[Tensor, ...] = ()
+        self._before: Any = None
+        self._drawn: Tensor | None = None
+
+    def _timesteps(self) -> Tensor:
+        """What the network is told at its visits: integers where all are whole, else float32."""
+        total, flow = self.config["num_train_timesteps"], self.kind == "flow"
+        told = [level.t * total if flow else max(0.0, level.t * total - 1) for level in self._stops]
+        times = torch.tensor(told, dtype=torch.float64)
+        return times.round().long() if bool((times - times.round()).abs().max() < 1e-6) else times.float()
+
+    def _time(self, timestep: float) -> float:
         total = self.config["num_train_timesteps"]
-        return level.t * total if self.kind == "flow" else max(0.0, level.t * total - 1)
+        return float(timestep) / total if self.kind == "flow" else (float(timestep) + 1) / total
 
-    def scale_model_input(self, sample: Tensor, timestep: Tensor | None = None) -> Tensor:
+    def _sigma(self, level: Level) -> float:
+        """sigma / alpha, or sigma itself for flow models, where it is t."""
+        return level.sigma if self.kind == "flow" else level.sigma / level.alpha if level.alpha else float("inf")
+
+    def _start_scale(self) -> float:
+        """The deviation of the start: 1, or that of the noise alone where the scheduler that is kept starts so."""
+        if self._own_grid or type(self._origin).__name__ not in FROM_NOISE:
+            return 1.0
+        return 1.0 if self._origin.config["timestep_spacing"] == "leading" else self.levels[0].sigma
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """The sample itself: networks of this family read xt."""
         return sample
 
@@ -145,16 +281,59 @@ class SNRScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             InputError: ``set_timesteps`` was not called, or there is no step left.
         """
-        index = (self._begin or 0) if self._index is None else self._index
-        if index + 1 >= len(self.levels):
+        index = self._start(timestep) if self._index is None else self._index
+        if index - self._first >= len(self._visits):
             raise InputError("there is no step left: call set_timesteps before sampling")
-        here, there = self.levels[index], self.levels[index + 1]
-        x0 = predict(self.kind, sample.float(), model_output.float(), here).x0
-        noise = self._noise(index, sample, generator) if self.solver.rho and there.sigma else None
-        moved = self.solver.advance(sample.float(), x0, here, there, noise, self._memory)
-        self._memory, self._index = (here, x0), index + 1
-        moved, x0 = moved.to(sample.dtype), x0.to(sample.dtype)
+        visit, self._index = self._visits[index - self._first], index + 1
+        x, output = sample.float(), model_output.float()
+        if output.shape != x.shape:  # further channels are for a learned variance
+            output = output[:, : x.shape[1]]
+        of_x, of_output = visit.clean
+        x0 = found = (x * of_x).add_(output, alpha=of_output)
+        if self._limits is not None:
+            x0 = found = self._limited(x0)
+            output = (x0 - x * of_x) / of_output  # what would have said so
+        if visit.slope is not None:
+            found = (x * visit.slope[0]).add_(output, alpha=visit.slope[1])
+        if visit.repair is not None:
+            x = combine(visit.repair, self._before, found, self._history, self._drawn)
+        noise = self._noise(index, x, generator) if visit.step.noise else None
+        moved = combine(visit.step, x, found, self._history, noise)
+        if visit.before:
+            moved.add_(self._before, alpha=visit.before)
+        self._history, self._before, self._drawn = (found, *self._history[:2]), x, noise
+        if sample.dtype is not torch.float32:
+            moved, x0 = moved.to(sample.dtype), x0.to(sample.dtype)
         return SNRSchedulerOutput(prev_sample=moved, pred_original_sample=x0) if return_dict else (moved, x0)
+
+    def _start(self, timestep: float | Tensor) -> int:
+        """The first visit: the begin index, or the visit of this timestep for pipelines that set none."""
+        if self._begin is None and self.levels:
+            begin = self._find(float(timestep))
+            if begin != self._first:
+                self._rest(begin)
+        return self._first
+
+    def _find(self, timestep: float) -> int:
+        """The visit of a timestep, the second of two for Heun's method; 0 if there is none."""
+        found = [index for index, mark in enumerate(self._marks) if mark == timestep]
+        return found[self.order - 1 if found[0] else 0] if found else 0
+
+    def _limited(self, x0: Tensor) -> Tensor:
+        """The clean estimate within the limits of the configuration."""
+        share, most = self._limits or (None, float("inf"))
+        if share is None:
+            return x0.clamp(-most, most)
+        bound = x0.flatten(1).abs().quantile(share, dim=1).clamp(1, most).view(-1, *[1] * (x0.dim() - 1))
+        return x0.clamp(-bound, bound) / bound
+
+    @cached_property
+    def _limits(self) -> tuple[float | None, float] | None:
+        """How far clean estimates may go: (None, bound) clips them, (share, most) rescales them (2205.11487)."""
+        config = self.config
+        if config.get("thresholding"):
+            return config.get("dynamic_thresholding_ratio", 0.995), config.get("sample_max_value", 1.0)
+        return (None, config.get("clip_sample_range", 1.0)) if config["clip_sample"] else None
 
     def _noise(self, index: int, sample: Tensor, generator: Any) -> Tensor:
         if not self._seeds:
@@ -166,15 +345,30 @@ class SNRScheduler(SchedulerMixin, ConfigMixin):
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """alpha * x0 + sigma * noise at timesteps (n,) of the network."""
-        total = self.config["num_train_timesteps"]
-        t = (timesteps.double().cpu() + (0 if self.kind == "flow" else 1)) / total
-        shape = (-1, *[1] * (original_samples.dim() - 1))
-        alpha, sigma = (f(t).to(original_samples).view(shape) for f in (self.schedule.alpha, self.schedule.sigma))
+        alpha, sigma = self._coefficients(timesteps, original_samples)
         return alpha * original_samples + sigma * noise
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """``add_noise`` under the name that flow pipelines call."""
         return self.add_noise(sample, noise, timestep)
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """The v target alpha * noise - sigma * sample at timesteps (n,) of the network."""
+        alpha, sigma = self._coefficients(timesteps, sample)
+        return alpha * noise - sigma * sample
+
+    def _coefficients(self, timesteps: Tensor, like: Tensor) -> tuple[Any, Any]:
+        """alpha and sigma: of the visit where the run stands or starts if that is meant, else of the schedule."""
+        told = timesteps.flatten().tolist()
+        if self.levels and len(set(told)) == 1:
+            begin = self._find(told[0]) if self._begin is None else self._begin
+            index = begin if self._index is None else self._index
+            if index < len(self._marks) and self._marks[index] == told[0]:
+                return self._stops[index].alpha, self._stops[index].sigma
+        t = torch.tensor([self._time(k) for k in told], dtype=torch.float64)
+        shape = (-1, *[1] * (like.dim() - 1))
+        alpha, sigma = (f(t).to(like).view(shape) for f in (self.schedule.alpha, self.schedule.sigma))
+        return alpha, sigma
 
     def __len__(self) -> int:
         return int(self.config["num_train_timesteps"])

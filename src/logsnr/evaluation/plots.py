@@ -1,0 +1,70 @@
+"""Plots for people, as pictures in memory: error curves, levels of a run."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any
+
+import matplotlib as mpl
+from PIL import Image
+
+from logsnr.information.profile import InformationProfile
+from logsnr.schedules.schedule import Schedule, levels_at
+from logsnr.solvers.explain import Explanation
+
+mpl.use("agg")
+from matplotlib import pyplot as plt
+
+_INK, _SECOND = "#2b6cb0", "#c05621"
+
+
+def picture(figure: Any) -> Image.Image:
+    """A figure as a picture; the figure is closed."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120, bbox_inches="tight")
+    plt.close(figure)
+    return Image.open(buffer).convert("RGB")
+
+
+def plot_information(profile: InformationProfile, title: str) -> Image.Image:
+    """Noise error with and without the label, and where the label tells something, over log-SNR."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
+    curve, told = profile.curve, profile.conditional
+    points, snr = curve.log_snr, [math.exp(value) for value in curve.log_snr]
+    for name, shown, colour in (("without label", curve, _INK), ("with label", told, _SECOND)):
+        if shown:
+            scaled = [value * ratio / curve.dimension for value, ratio in zip(shown.mmse, snr, strict=True)]
+            bars = [2 * value * ratio / curve.dimension for value, ratio in zip(shown.stderr, snr, strict=True)]
+            left.errorbar(points, scaled, bars, color=colour, label=name, linewidth=1.2)
+    left.set(xlabel="log-SNR", ylabel="error of the noise, per dimension", title=title)
+    left.legend(frameon=False)
+    if told and profile.mutual_information:
+        gains = [0.5 * (a - b) * ratio for a, b, ratio in zip(curve.mmse, told.mmse, snr, strict=True)]
+        right.plot(points, gains, color=_SECOND)
+        found = profile.mutual_information
+        right.set(title=f"information about the label: {found.value:.2f} ± {found.stderr:.2f} nats")
+    right.axhline(0, color="0.8", linewidth=0.8)
+    right.set(xlabel="log-SNR", ylabel="nats per unit of log-SNR")
+    return picture(figure)
+
+
+def plot_explanation(found: Explanation, schedule: Schedule, title: str) -> Image.Image:
+    """The schedule's log-SNR over time with the visited levels, and the weights of every step."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
+    line = levels_at(schedule, [i / 400 for i in range(1, 400)])
+    left.plot([at.t for at in line], [at.log_snr for at in line], color="0.75", linewidth=1.2)
+    visited = [at for at in found.levels if math.isfinite(at.log_snr)]
+    left.plot([at.t for at in visited], [at.log_snr for at in visited], "o", color=_INK, markersize=4)
+    left.set(xlabel="t", ylabel="log-SNR", title=title)
+    steps = range(1, len(found.weights) + 1)
+    right.plot(steps, [step.linear for step in found.weights], "s-", color="0.5", markersize=3, label="sample")
+    for place in range(max(len(step.values) for step in found.weights)):
+        values = [step.values[place] if place < len(step.values) else 0.0 for step in found.weights]
+        name = "newest evaluation" if place == 0 else f"{place} before"
+        right.plot(steps, values, "o-", markersize=3, label=name)
+    if any(step.noise for step in found.weights):
+        right.plot(steps, [step.noise for step in found.weights], "^-", color=_SECOND, markersize=3, label="noise")
+    right.set(xlabel="step", ylabel="weight", title="weights")
+    right.legend(frameon=False, fontsize=8)
+    return picture(figure)

@@ -1,0 +1,227 @@
+"""Information measures against mixtures and Gaussians whose answers are known by quadrature."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from logsnr.core.errors import InputError
+from logsnr.core.types import Level
+from logsnr.data.mixture import GaussianMixture
+from logsnr.information.config import InformationConfig
+from logsnr.information.curve import MMSECurve
+from logsnr.information.likelihood import nll_ode
+from logsnr.information.profile import information_profile
+from logsnr.information.reference import Gaussian, fit_gaussian
+from logsnr.models.denoiser import Conditioning
+from logsnr.schedules.families import Flow, LinearLogSNR
+
+MIXTURE = GaussianMixture(
+    torch.tensor([0.3, 0.5, 0.2], dtype=torch.float64),
+    torch.tensor([[-1.2], [0.3], [1.5]], dtype=torch.float64),
+    torch.tensor([[0.04], [0.01], [0.09]], dtype=torch.float64),
+)
+LINE = torch.linspace(-60, 60, 20001, dtype=torch.float64)
+SCHEDULE = LinearLogSNR(25.0, -12.0)
+RANGE = (-12.0, 20.0)
+
+
+def density_entropy(log_snr: float) -> float:
+    """Entropy of x + s noise by quadrature."""
+    scale = math.sqrt(float(MIXTURE.std) ** 2 + math.exp(-log_snr))
+    points = LINE * scale / 6
+    logs = MIXTURE.log_prob(points[:, None], Level(0.5, 1.0, math.exp(-log_snr / 2)))
+    return float(torch.trapezoid(-logs.exp() * logs, points))
+
+
+def true_information(snr: float) -> float:
+    return density_entropy(math.log(snr)) - 0.5 * math.log(2 * math.pi * math.e / snr)
+
+
+def true_mmse(log_snr: float) -> float:
+    """E|x|^2 - E|x0|^2, the second under the density of x + s noise."""
+    level = Level(0.5, 1.0, math.exp(-log_snr / 2))
+    points = LINE * math.sqrt(MIXTURE.std**2 + math.exp(-log_snr)) / 6
+    x0 = MIXTURE(points[:, None], level).x0[:, 0]
+    chance = MIXTURE.log_prob(points[:, None], level).exp()
+    second = float((MIXTURE.weights[:, None] * (MIXTURE.means.square() + MIXTURE.variances)).sum())
+    return second - float(torch.trapezoid(chance * x0.square(), points))
+
+
+@pytest.fixture(scope="module")
+def exact() -> MMSECurve:
+    values = np.linspace(-16, 12, 561)
+    return MMSECurve(tuple(values), tuple(true_mmse(value) for value in values), (0.0,) * len(values), 1)
+
+
+@pytest.mark.parametrize("snr", [1, 10, 100, 1000])
+def test_half_the_integral_of_the_error_is_the_information(exact, snr):
+    assert exact.information(-16, math.log(snr)) == pytest.approx(true_information(snr), abs=1e-4)
+
+
+def test_the_slope_of_the_information_is_half_the_error():
+    slope = (true_information(7.001) - true_information(6.999)) / 0.002
+    assert slope == pytest.approx(true_mmse(math.log(7)) / 2, abs=1e-6)
+    assert slope == pytest.approx(0.043890, abs=1e-5)
+
+
+def test_fisher_information_is_the_slope_of_the_entropy(exact):
+    """de Bruijn: dh / d(s^2) = J / 2."""
+    variance = math.exp(-1.0)
+    slope = (density_entropy(-math.log(variance * 1.001)) - density_entropy(-math.log(variance * 0.999))) / (
+        0.002 * variance
+    )
+    assert exact.fisher(1.0) / 2 == pytest.approx(slope, rel=1e-4)
+
+
+def test_the_mean_jacobian_is_the_error_over_the_variance(exact):
+    log_snr = 2.0
+    level = Level(0.5, 1.0, math.exp(-log_snr / 2))
+    points = (LINE / 20)[:, None]
+    x0 = MIXTURE(points, level).x0[:, 0]
+    chance = MIXTURE.log_prob(points, level).exp()
+    slope = torch.gradient(x0, spacing=(points[:, 0],))[0]
+    assert float(exact.linear_part(log_snr / 2)) == pytest.approx(
+        float(torch.trapezoid(chance * slope, points[:, 0])), abs=1e-4
+    )
+
+
+@pytest.fixture(scope="module")
+def profile():
+    points = torch.tensor([[-1.3], [-0.4], [0.3], [0.9], [1.5], [2.2]], dtype=torch.float64)
+    data = points.repeat_interleave(4096, 0)
+    draws = MIXTURE.sample(20000, seed=3)
+    data = data[torch.randperm(len(data), generator=torch.Generator().manual_seed(0))]
+    config = InformationConfig(calls=2000, batch_size=4096, curve_levels=40, curve_batches=5, levels=300)
+    return data, information_profile(MIXTURE, data, SCHEDULE, fit_gaussian(draws), log_snr_range=RANGE, config=config)
+
+
+def test_pointwise_likelihoods_are_those_of_the_density(profile):
+    data, found = profile
+    measured = data[: len(found.nll)]
+    for point in measured.unique():
+        mine = found.nll[measured[:, 0] == point]
+        exact = -float(MIXTURE.log_prob(point.reshape(1, 1)))
+        error = float(mine.std() / math.sqrt(len(mine)))
+        assert float(mine.mean()) == pytest.approx(exact, abs=4 * error + 1e-4)
+        assert error < 1e-2
+
+
+def test_calls_are_counted(profile):
+    _, found = profile
+    assert found.network_calls == 40 * 5 + 300 * 6 == 2000
+    assert found.sample_evaluations == 2000 * 4096
+
+
+def test_the_entropy_is_found_with_its_error():
+    data = MIXTURE.sample(64 * 1024, seed=1)
+    config = InformationConfig(calls=1000, batch_size=1024 * 8, curve_levels=20, curve_batches=2, levels=100)
+    found = information_profile(
+        MIXTURE, data, SCHEDULE, fit_gaussian(MIXTURE.sample(20000, seed=3)), log_snr_range=RANGE, config=config
+    )
+    estimate = found.negative_log_likelihood
+    assert estimate.value == pytest.approx(0.571416, abs=4 * estimate.stderr)
+    assert estimate.stderr < 5e-3
+    assert found.bits_per_dim.value == pytest.approx(estimate.value / math.log(2))
+    assert found.discrete_bits_per_dim(2 / 255).value - found.bits_per_dim.value == pytest.approx(6.994, abs=1e-3)
+    assert found.conditional is None
+    assert found.mutual_information is None
+
+
+def test_the_ode_finds_the_same_likelihoods():
+    points = torch.tensor([[-1.3], [-0.4], [0.3], [0.9], [1.5], [2.2]], dtype=torch.float64)
+    gaussian = fit_gaussian(MIXTURE.sample(20000, seed=3))
+    found = nll_ode(MIXTURE, points, SCHEDULE, gaussian, log_snr_range=(-12.0, 25.0), steps=2000)
+    assert (found + MIXTURE.log_prob(points)).abs().max() < 1e-3
+
+
+class Labelled:
+    """The exact denoiser of one component when told its label, of the whole mixture otherwise."""
+
+    def __init__(self):
+        self.parts = [
+            GaussianMixture(torch.ones(1).double(), MIXTURE.means[k : k + 1], MIXTURE.variances[k : k + 1])
+            for k in range(3)
+        ]
+
+    def __call__(self, xt, level, cond=None):
+        labels = cond.values["label"]
+        if int(labels[0]) < 0:
+            return MIXTURE(xt, level)
+        x0, eps = torch.empty_like(xt), torch.empty_like(xt)
+        for k, part in enumerate(self.parts):
+            rows = labels == k
+            found = part(xt[rows], level)
+            x0[rows], eps[rows] = found.x0, found.eps
+        return type(found)(x0, eps)
+
+
+def test_the_information_about_the_label_is_found():
+    """Components that hardly overlap: nearly the entropy of the label, exactly h(x) - h(x | label)."""
+    draws = torch.Generator().manual_seed(5)
+    labels = torch.multinomial(MIXTURE.weights, 32768, replacement=True, generator=draws)
+    noise = torch.randn(len(labels), 1, generator=draws, dtype=torch.float64)
+    data = MIXTURE.means[labels] + MIXTURE.variances[labels].sqrt() * noise
+    cond = Conditioning({"label": labels}, {"label": torch.full_like(labels, -1)})
+    config = InformationConfig(calls=1000, batch_size=8192, curve_levels=25, curve_batches=2, levels=100)
+    found = information_profile(
+        Labelled(), data, SCHEDULE, fit_gaussian(data), cond=cond, log_snr_range=RANGE, config=config
+    )
+    given = float((MIXTURE.weights * 0.5 * (2 * math.pi * math.e * MIXTURE.variances[:, 0]).log()).sum())
+    truth = density_entropy(40.0) - given
+    estimate = found.mutual_information
+    assert estimate.value == pytest.approx(truth, abs=4 * estimate.stderr + 1e-4)
+    assert estimate.stderr < 0.01
+    assert found.network_calls <= 1000
+    assert all(a <= b + 1e-9 for a, b in zip(found.conditional.mmse, found.curve.mmse, strict=True))
+
+
+def gaussian(variances):
+    size = len(variances)
+    return Gaussian(torch.zeros(size).double(), torch.eye(size).double(), torch.tensor(variances, dtype=torch.float64))
+
+
+def test_a_gaussian_reference_of_gaussian_data_leaves_nothing_to_measure():
+    known = gaussian([4.0, 0.25, 1e-3])
+    exact = GaussianMixture(torch.ones(1).double(), torch.zeros(1, 3).double(), known.variances[None])
+    data = exact.sample(256, seed=2)
+    config = InformationConfig(calls=200, batch_size=64, curve_levels=10, curve_batches=2, levels=40)
+    found = information_profile(exact, data, Flow(), known, log_snr_range=(-10.0, 10.0), config=config)
+    assert (found.nll + exact.log_prob(data[: len(found.nll)])).abs().max() < 1e-8
+
+
+def test_the_tail_of_the_reference_is_what_lies_outside():
+    known = gaussian([4.0, 0.3])
+    whole = known.entropy() - 0.5 * 2 * math.log(2 * math.pi * math.e)
+    assert known.tail(-60.0, 60.0) == pytest.approx(0, abs=1e-9)
+    low, high = known.tail(-60.0, 1.0), known.tail(1.0, 60.0)
+    assert low + high == pytest.approx(whole, abs=1e-9)
+    assert known.information(2.0) == pytest.approx(0.5 * sum(math.log1p(math.exp(2) * v) for v in (4.0, 0.3)))
+
+
+def test_a_gaussian_is_fitted_along_its_axes():
+    turn = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
+    data = torch.randn(20000, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    data = data * torch.tensor([3.0, 1.0, 0.2]) @ turn.T + 5
+    found = fit_gaussian(data)
+    assert found.variances.tolist() == pytest.approx([0.04, 1.0, 9.0], rel=0.05)
+    assert found.nll(found.turned(data)).mean() == pytest.approx(found.entropy(), abs=1e-3)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_little_data_is_refused(count):
+    with pytest.raises(InputError, match="at least 2"):
+        fit_gaussian(torch.zeros(count, 3))
+
+
+def test_too_few_calls_are_refused():
+    with pytest.raises(InputError, match="too few"):
+        information_profile(
+            MIXTURE,
+            MIXTURE.sample(64),
+            SCHEDULE,
+            gaussian([1.0]),
+            log_snr_range=RANGE,
+            config=InformationConfig(calls=9),
+        )

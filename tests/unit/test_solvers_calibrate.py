@@ -1,0 +1,251 @@
+"""Calibration on exact mixtures: the table beats the analytic solvers unseen, costs what was said, and falls back."""
+
+import json
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from pipelines import tiny_sd
+
+from logsnr.core.errors import BrokenError, InputError
+from logsnr.data.mixture import GaussianMixture
+from logsnr.models.fingerprint import fingerprint
+from logsnr.schedules.families import VE, Flow, scaled_linear
+from logsnr.schedules.grids import DATA
+from logsnr.solvers.calibrate import calibrate, calibrate_denoiser, price, roll
+from logsnr.solvers.config import CalibrateConfig, SampleConfig
+from logsnr.solvers.plan import plan_nodes, snap_nodes
+from logsnr.solvers.reference import Model, make_reference
+from logsnr.solvers.sample import sample
+from logsnr.solvers.table import Analytic, SolverTable, load_table, sigma_list, time_list
+
+ANGLES = torch.arange(8, dtype=torch.float64) * math.pi / 4
+RING = GaussianMixture(
+    torch.full((8,), 1 / 8, dtype=torch.float64),
+    0.7 * torch.stack([ANGLES.cos(), ANGLES.sin()], 1),
+    torch.full((8, 2), 0.0025, dtype=torch.float64),
+)
+SCHEDULE = VE(0.02, 20.0)
+CONFIG = CalibrateConfig(steps=8)
+
+
+def noise(config, seed=0):
+    count = config.num_fit + config.num_selection + config.num_gate
+    return torch.randn(count, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def solve(table, schedule, start):
+    """Samples of a table from unit noise, in the schedule's own scale."""
+    levels, solver, memory = table.levels(schedule), table.solver(), None
+    x = start * math.hypot(levels[0].alpha, levels[0].sigma)
+    for here, there in pairwise(levels):
+        x, memory = solver(RING, x, here, there, None, memory)
+    return x
+
+
+@pytest.fixture(scope="module")
+def found():
+    return calibrate_denoiser(RING, SCHEDULE, noise(CONFIG), config=CONFIG)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Model(RING, SCHEDULE, (2,), None)
+
+
+@pytest.fixture(scope="module")
+def reference(model):
+    start = torch.randn(32, 2, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    return make_reference(model, start, torch.arange(32), 60)
+
+
+def test_the_table_beats_every_analytic_solver_on_noise_that_nobody_saw(found):
+    table, record = found
+    assert record["winner"] == "calibrated"
+    start = torch.randn(512, 2, generator=torch.Generator().manual_seed(77), dtype=torch.float64)
+    fine = make_reference(Model(RING, SCHEDULE, (2,), None), start, torch.arange(512), 250).final
+    error = float((solve(table, SCHEDULE, start) - fine).square().mean(1).sqrt().mean())
+    assert error / 0.5 < record["error_before"] / 2
+
+
+def test_the_price_is_known_before_and_is_not_exceeded(found):
+    _, record = found
+    assert 0.98 * price(CONFIG, guided=False) <= record["network_evaluations"] <= price(CONFIG, guided=False)
+    assert price(CONFIG, guided=True) == 2 * price(CONFIG, guided=False)
+
+
+@pytest.mark.parametrize("schedule", [Flow(), scaled_linear()])
+def test_a_table_gives_the_same_samples_in_every_schedule(found, schedule):
+    """It is made of log-SNR and of numbers at y = x / alpha: only the first level may lie outside a schedule."""
+    log_snr = (-5.3, *found[0].log_snr[-4:])
+    table = replace(found[0], log_snr=log_snr, coefficients=found[0].coefficients[-5:])
+    start = torch.randn(16, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    assert torch.allclose(solve(table, SCHEDULE, start), solve(table, schedule, start), atol=1e-9)
+
+
+def test_coefficients_that_were_fitted_on_the_wrong_noise_are_not_kept():
+    """Nearly silent start noises teach nothing: the gate sees it and keeps an analytic solver, which it names."""
+    config = replace(CONFIG, num_gate=64, grids=("tangent",), ridges=(1e-9,))
+    start = noise(config)
+    start[: config.num_fit + config.num_selection] *= 1e-3
+    table, record = calibrate_denoiser(RING, SCHEDULE, start, config=config)
+    assert record["winner"] != "calibrated"
+    assert record["gate"]["calibrated"] > record["error_after"] == record["error_before"]
+    assert table.coefficients == ()
+    assert table.analytic is not None
+
+
+def test_planned_nodes_are_distinct_and_start_at_the_noise(reference):
+    for steps in (1, 2, 5, 20, 60):
+        nodes = plan_nodes(reference, steps, 32, 1e-5)
+        assert len(nodes) == steps
+        assert nodes[0] == 0
+        assert all(here < there for here, there in pairwise(nodes))
+
+
+def test_planned_nodes_have_the_least_local_error_of_all():
+    """Against every choice of 4 of 9 nodes, with the errors recomputed by least squares."""
+    start = torch.randn(24, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    small = make_reference(Model(RING, SCHEDULE, (2,), None), start, torch.arange(24), 9)
+
+    def local(nodes):
+        total, std = 0.0, small.data_std
+        for place, node in enumerate(nodes):
+            last = place + 1 == len(nodes)
+            target = small.final if last else small.states[nodes[place + 1]]
+            rows = [small.states[node], small.estimates[node]]
+            if place:
+                rows.append(small.estimates[nodes[place - 1]])
+            inputs = torch.stack([row.flatten() for row in rows], 1).double().numpy()
+            solution = np.linalg.lstsq(inputs, target.double().flatten().numpy(), rcond=None)[0]
+            rms = np.sqrt(np.mean((inputs @ solution - target.double().flatten().numpy()) ** 2))
+            there = DATA if last else small.levels[nodes[place + 1]]
+            total += rms * (1.0 if last else std / math.hypot(std * there.alpha, there.sigma))
+        return total
+
+    choices = [(0, a, b, c) for a in range(1, 9) for b in range(a + 1, 9) for c in range(b + 1, 9)]
+    chosen = local(plan_nodes(small, 4, 24, 1e-12))
+    assert chosen == pytest.approx(min(local(nodes) for nodes in choices), rel=1e-4)
+
+
+@pytest.mark.parametrize("grid", ["log-snr", "karras", "beta", "tangent"])
+def test_known_grids_snap_to_distinct_nodes(reference, grid):
+    nodes = snap_nodes(grid, reference, 12)
+    assert len(set(nodes)) == 12
+    assert nodes == tuple(sorted(nodes))
+    assert (nodes[0], nodes[-1] > 40) == (0, True)
+
+
+def test_a_strong_ridge_keeps_the_analytic_coefficients(model, reference):
+    nodes, rows = snap_nodes("tangent", reference, 8), torch.arange(32)
+    stiff = roll(model, reference, nodes, 24, 1e9, rows)
+    loose = roll(model, reference, nodes, 24, 1e-5, rows)
+    assert np.abs(stiff.coefficients[-1] - [0, 1, 0, 0]).max() < 1e-6
+    assert float(loose.errors[:24].mean()) < float(stiff.errors[:24].mean())
+
+
+def test_infinite_noise_keeps_its_exact_first_step():
+    config = replace(CONFIG, steps=6)
+    table, _ = calibrate_denoiser(RING, Flow(), noise(config), config=config)
+    assert table.infinite_start
+    assert table.steps == 6
+    start = torch.randn(8, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    assert bool(solve(table, Flow(), start).isfinite().all())
+    assert sigma_list(table.levels(Flow()))[0] == math.inf
+    assert time_list(table.levels(Flow()))[0] == 1.0
+
+
+def test_a_table_is_saved_whole_and_read_back(found, tmp_path):
+    path = found[0].save(tmp_path / "deep" / "table.json")
+    assert load_table(path) == found[0]
+    assert [entry.name for entry in path.parent.iterdir()] == ["table.json"]
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "no solver"),
+        ("{}", "no solver"),
+        ('{"log_snr": [1], "odd": 2}', "'odd'"),
+    ],
+)
+def test_what_is_no_table_is_refused(tmp_path, content, complaint):
+    path = tmp_path / "table.json"
+    path.write_text(content)
+    with pytest.raises((InputError, BrokenError), match=complaint):
+        load_table(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"format": "other"}, "format"),
+        ({"coefficients": []}, "either"),
+        ({"coefficients": [[1, 2, 3]]}, "4 coefficients"),
+        ({"log_snr": [3.0, 1.0], "coefficients": [[1, 0, 0, 0]] * 2}, "fall strictly"),
+    ],
+)
+def test_a_table_that_contradicts_itself_is_refused(found, tmp_path, changes, complaint):
+    path = found[0].save(tmp_path / "table.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(InputError, match=complaint):
+        load_table(path).levels(SCHEDULE)
+
+
+def test_a_fallback_serves_the_analytic_solver():
+    table = SolverTable(log_snr=(-3.0, 0.0, 3.0), analytic=Analytic(2, "heun", corrector=True))
+    assert (table.solver().order, table.solver().corrector) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"steps": 0}, {"steps": 61}, {"num_gate": 1}, {"grids": ()}, {"ridges": (0.0,)}, {"rivals": 6}],
+)
+def test_a_calibration_that_cannot_be_is_refused(changes):
+    with pytest.raises(InputError):
+        replace(CONFIG, **changes)
+
+
+def test_start_noises_must_be_as_many_as_needed():
+    with pytest.raises(InputError, match="64 start noises"):
+        calibrate_denoiser(RING, SCHEDULE, torch.randn(3, 2), config=CONFIG)
+
+
+@pytest.fixture(scope="module")
+def calibrated_pipe():
+    pipe = tiny_sd()
+    config = CalibrateConfig(steps=3, num_fit=4, num_selection=2, num_gate=2, reference_steps=8, rivals=1)
+    return pipe, *calibrate(pipe, ["a photo of a bag"], guidance_scale=2.0, config=config)
+
+
+def test_a_pipeline_is_calibrated_and_served(calibrated_pipe, tmp_path):
+    pipe, table, record = calibrated_pipe
+    assert table.fingerprint == fingerprint(pipe.unet)
+    path = table.save(tmp_path / "table.json")
+    made = sample(pipe, "a photo of a bag", seeds=[1, 2], config=SampleConfig(solver=path))
+    assert made.nfe == 3
+    assert len(made.levels) == 4
+    assert record["network_evaluations"] > 0
+
+
+def test_a_table_of_another_model_or_guidance_is_refused(calibrated_pipe, tmp_path):
+    pipe, table, _ = calibrated_pipe
+    path = table.save(tmp_path / "table.json")
+    with pytest.raises(InputError, match="guidance_scale 2, not 3"):
+        sample(pipe, "a bag", config=SampleConfig(solver=path, guidance_scale=3.0))
+    other = replace(table, fingerprint="0" * 16).save(tmp_path / "other.json")
+    with pytest.raises(InputError, match="another network"):
+        sample(pipe, "a bag", config=SampleConfig(solver=other))
+
+
+def test_a_fingerprint_follows_the_weights_and_not_their_storage():
+    pipe = tiny_sd()
+    first = fingerprint(pipe.unet)
+    assert fingerprint(pipe.unet.half().float()) == first
+    with torch.no_grad():
+        next(pipe.unet.parameters()).flatten()[0] += 1
+    assert fingerprint(pipe.unet) != first
