@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -119,12 +118,3 @@ PEERS = (
 
 OPTIMISED = ("DPM++2M", "UniPC 2", "UniPC 3")
 """Peers that also get a grid searched for them."""
-
-
-def first_order(model: Model, z: Tensor, levels: Sequence[Level], rows: Tensor) -> Tensor:
-    """The plain first-order step on a grid, for checks of the peers."""
-    for here, there in pairwise(levels):
-        x0 = model(z, here, rows)
-        linear = there.sigma / here.sigma
-        z = linear * z + (there.alpha - linear * here.alpha) * x0
-    return z

@@ -10,10 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import fft
 from sklearn.datasets import load_digits, load_sample_images
 from sklearn.mixture import GaussianMixture as Fitted
-from torch import Tensor
 
 from logsnr.core.types import Denoiser
 from logsnr.data.mixture import GaussianMixture
@@ -77,11 +75,6 @@ def power_law() -> GaussianMixture:
     spread = (0.7 * torch.randn(10, 1024, generator=draws, dtype=torch.float64)).exp()
     means = torch.randn(10, 1024, generator=draws, dtype=torch.float64) * (0.66 * base).sqrt()
     return GaussianMixture(torch.full((10,), 0.1, dtype=torch.float64), means, base * spread)
-
-
-def picture_of(x: Tensor) -> Tensor:
-    """Samples of ``power_law`` (n, 1024) as images (n, 32, 32)."""
-    return torch.from_numpy(fft.idctn(x.reshape(-1, 32, 32).numpy(), axes=(1, 2), norm="ortho"))
 
 
 def mixture(name: str, made: GaussianMixture) -> Problem:
