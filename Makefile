@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+FLUENT := @iconify-json/fluent-emoji-flat
 
 # Two spinning threads on two busy cores cost more than they compute; libgomp reads this once, before Python starts.
 export GOMP_SPINCOUNT := 0
@@ -41,7 +42,7 @@ docs: .venv/.stamp-docs ## The documentation site, into site
 benchmark-%: .venv/.stamp data ## Run benchmarks/NAME.py, which writes benchmarks/results/NAME.json
 	$(BIN)/python benchmarks/$*.py
 
-data: ## Install Fashion-MNIST where that is possible, or say how to get it
+data: ## Install Fashion-MNIST and the drawings of emoji where that is possible, or say how to get them
 	@for place in "$$LOGSNR_DATA" /usr/share/datasets/fashion-mnist; do \
 	  for folder in "$$place" "$$place/fashion-mnist" "$$place/FashionMNIST/raw"; do \
 	    ls "$$folder"/t10k-labels-idx1-ubyte* >/dev/null 2>&1 && exit 0; \
@@ -50,6 +51,19 @@ data: ## Install Fashion-MNIST where that is possible, or say how to get it
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update \
 	  && DEBIAN_FRONTEND=noninteractive apt-get install -y dataset-fashion-mnist; then exit 0; fi; \
 	echo "Fashion-MNIST is not installed: set LOGSNR_DATA to a folder with its four IDX files, plain or gzipped"
+	@for place in "$$LOGSNR_DATA" /usr/share/fonts/truetype/noto /usr/share/fonts/noto; do \
+	  [ -e "$$place/NotoColorEmoji.ttf" ] && exit 0; \
+	done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update \
+	  && DEBIAN_FRONTEND=noninteractive apt-get install -y fonts-noto-color-emoji; then exit 0; fi; \
+	echo "Noto Color Emoji is not installed: set LOGSNR_DATA to a folder with NotoColorEmoji.ttf"
+	@for folder in "$$LOGSNR_DATA" .venv/share/logsnr; do \
+	  [ -e "$$folder/node_modules/$(FLUENT)/icons.json" ] && exit 0; \
+	  [ -e "$$folder/$(notdir $(FLUENT))/icons.json" ] && exit 0; \
+	done; \
+	if command -v npm >/dev/null && npm install --prefix .venv/share/logsnr --no-audit --no-fund --no-save \
+	  --ignore-scripts $(FLUENT)@1.2.6; then exit 0; fi; \
+	echo "Fluent Emoji is not installed: say npm install --prefix DIR $(FLUENT)@1.2.6, and set LOGSNR_DATA=DIR"
 
 clean: ## Remove what the targets wrote, but not the environment
 	rm -rf out/demo site dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache
