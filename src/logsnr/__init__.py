@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from logsnr.solvers.calibrate import calibrate
     from logsnr.solvers.config import CalibrateConfig, SampleConfig
     from logsnr.solvers.explain import explain
+    from logsnr.solvers.invert import invert
     from logsnr.solvers.sample import sample
     from logsnr.solvers.scheduler import SNRScheduler
     from logsnr.train.config import FitConfig
@@ -34,6 +35,7 @@ _HOMES = {
     "explain": "logsnr.solvers.explain",
     "fit": "logsnr.train.loop",
     "information_profile": "logsnr.information.profile",
+    "invert": "logsnr.solvers.invert",
     "load": "logsnr.worlds.load",
     "sample": "logsnr.solvers.sample",
 }
@@ -51,6 +53,7 @@ __all__ = [
     "explain",
     "fit",
     "information_profile",
+    "invert",
     "load",
     "sample",
 ]

@@ -95,6 +95,19 @@ def test_explain_tells_a_person_the_same(tmp_path: Path) -> None:
     assert len([line for line in out.splitlines() if line.startswith("  ")]) >= 4
 
 
+def test_explain_shows_the_step_of_the_corrector(tmp_path: Path) -> None:
+    command = ["explain", "fashion", "--steps", "3", "--out", str(tmp_path)]
+    assert all("corrected" not in row for row in result(*command)["levels"])
+    rows = result(*command, "--corrector")["levels"]
+    assert ["corrected" in row for row in rows] == [False, True, True, False]
+    assert rows[1]["corrected"].keys() == {"linear", "values", "noise"}
+    lines = [line for line in called(*command, "--corrector")[1].splitlines() if line.startswith("corrected")]
+    shown = [
+        [round(row["corrected"]["linear"], 4), *(round(x, 4) for x in row["corrected"]["values"])] for row in rows[1:3]
+    ]
+    assert [[float(word) for word in line.split()[1:]] for line in lines] == shown
+
+
 def test_explain_of_a_flow_model_starts_at_infinite_noise(flow: str, tmp_path: Path) -> None:
     values = result("explain", flow, "--steps", "3", "--out", str(tmp_path))
     assert values["sigmas"][0] == "inf"
@@ -154,8 +167,8 @@ def test_information_tells_a_person_the_convention(tmp_path: Path) -> None:
 
 def test_calibrate_writes_a_table_at_the_price_it_named(calibrated: dict[str, Any], tmp_path: Path) -> None:
     keys = {"solver", "sigmas", "network_evaluations", "error_before", "error_after"}
-    assert keys | {"times", "gate", "winner", "grid_only"} <= calibrated.keys()
-    assert calibrated["error_after"] <= calibrated["error_before"]
+    assert keys | {"times", "gate", "winner", "grid_only", "error_now"} <= calibrated.keys()
+    assert calibrated["error_after"] <= calibrated["error_before"] <= calibrated["error_now"]
     assert len(calibrated["sigmas"]) == 5
     assert all(a > b for a, b in pairwise(calibrated["sigmas"]))
     table = json.loads(Path(calibrated["solver"]).read_text())
@@ -172,6 +185,7 @@ def test_calibrate_is_quiet_and_repeats_itself(calibrated: dict[str, Any], tmp_p
     code, out, err = called(*command, "--quiet")
     assert (code, err) == (0, "")
     assert "sigma / alpha:" in out
+    assert f"`sample` without a table {calibrated['error_now']:.4f}, " in out
     mine, first = (json.loads(path.read_text()) for path in (tmp_path / "solver-4.json", Path(calibrated["solver"])))
     assert np.allclose(mine["log_snr"], first["log_snr"])
 
@@ -219,6 +233,7 @@ def test_a_dry_run_takes_a_list_of_rho(tmp_path: Path) -> None:
 
 def test_calibrate_of_a_flow_model_prints_strict_json(flow: str, tmp_path: Path) -> None:
     values = result("calibrate", flow, "--prompts", "a bag", "--steps", "3", *TINY, "--out", str(tmp_path))
+    assert values["error_now"] > 0
     assert values["sigmas"][0] == "inf"
     assert values["times"][0] == 1
 
@@ -287,13 +302,35 @@ def test_a_broken_table_is_one_line(calibrated: dict[str, Any], tmp_path: Path, 
     assert not out.exists()
 
 
+@pytest.mark.parametrize("verb", ["sample", "explain"])
+def test_a_table_that_is_not_there_is_said_to_be_missing(tmp_path: Path, verb: str) -> None:
+    prompt, out = ["--prompt", "a bag"] if verb == "sample" else [], tmp_path / "out"
+    said = assert_refused(verb, "fashion", *prompt, "--solver", "/nope.json", "--out", str(out))
+    assert said == "logsnr: there is no file /nope.json: check the path, or make that file first\n"
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
-    "verb",
+    ("options", "names"),
     [
-        "sample",
-        "explain",
+        (["--rho", "0.5"], "rho"),
+        (["--steps", "4"], "steps"),
+        (["--order", "3", "--corrector", "--variant", "heun", "--grid", "time"], "order, corrector, variant, grid"),
     ],
+    ids=str,
 )
+@pytest.mark.parametrize("verb", ["sample", "explain"])
+def test_options_that_a_table_would_replace_are_refused_beside_it(
+    calibrated: dict[str, Any], tmp_path: Path, verb: str, options: list[str], names: str
+) -> None:
+    prompt, out = ["--prompt", "a bag"] if verb == "sample" else [], tmp_path / "out"
+    said = assert_refused(verb, "fashion", *prompt, *options, "--solver", calibrated["solver"], "--out", str(out))
+    why = f"{names} cannot stand beside solver, whose table brings its own: drop {names}, or solver"
+    assert said == f"logsnr: {why}\n"
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("verb", ["sample", "explain"])
 def test_a_table_of_another_model_or_guidance_is_one_line(
     calibrated: dict[str, Any], tmp_path: Path, verb: str
 ) -> None:

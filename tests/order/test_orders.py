@@ -61,7 +61,10 @@ TABLE = {
     "order 3 F": (Exponential(3, linear="F", data_std=STD), 2.8, 2.8, 3.3),
     "order 1 Jacobian": (Exponential(1, linear=JACOBIAN), 0.9, 0.9, 1.1),
     "order 2 Jacobian": (Exponential(2, linear=JACOBIAN), 1.9, 1.9, 2.1),
+    "order 1 eps": (Exponential(1, linear="eps"), 0.9, 0.9, 1.1),
     "order 2 eps": (Exponential(2, linear="eps"), 1.9, 1.9, 2.1),
+    "order 2 eps midpoint": (Exponential(2, variant="midpoint", linear="eps"), 1.9, 1.9, 2.1),
+    "order 3 eps": (Exponential(3, linear="eps"), 2.8, 2.8, 3.3),
     "angle 1": (Angle(1, STD), 0.9, 0.9, 1.1),
     "angle 2": (Angle(2, STD), 1.85, 1.9, 2.1),
     "ddim": (DDIM(), 0.9, 0.9, 1.1),
@@ -75,6 +78,7 @@ WARM = {
     "order 3": (Exponential(3), 2.9, 3.1),
     "order 4": (Exponential(4), 3.9, 4.1),
     "order 3 eps": (Exponential(3, linear="eps"), 2.9, 3.1),
+    "order 4 eps": (Exponential(4, linear="eps"), 3.9, 4.1),
     "order 4 F": (Exponential(4, linear="F", data_std=STD), 3.9, 4.1),
 }
 

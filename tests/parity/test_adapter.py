@@ -13,7 +13,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Img2ImgPipeline, StableDiffusion3InpaintPipeline
 from diffusers import StableDiffusionImg2ImgPipeline as SDImg2Img
 from diffusers import StableDiffusionInpaintPipeline as SDInpaint
-from pipelines import prompts_of, tiny_flux, tiny_sd, tiny_sd3
+from pipelines import prompts_of, tiny_flux, tiny_sd, tiny_sd3, tiny_sdxl
 
 from logsnr.core.errors import InputError
 from logsnr.solvers.scheduler import SNRScheduler
@@ -72,8 +72,9 @@ def test_guidance_changes_the_images(maker: str) -> None:
         {"rho": "bump", "corrector": True, "solver_order": 3},
         {"preset": "heun", "grid": "log-snr"},
         {"table": TABLE},
+        {"grid": "karras", "rho": 0.5, "noise": "brownian", "integer_timesteps": True},
     ],
-    ids=["rho list", "rho preset", "preset", "table"],
+    ids=["rho list", "rho preset", "preset", "table", "brownian"],
 )
 def test_a_pipeline_with_the_scheduler_is_saved_and_loaded_whole(tmp_path: Any, settings: dict[str, Any]) -> None:
     pipe = tiny_sd()
@@ -152,6 +153,19 @@ def test_an_image_is_edited_on_any_grid_with_noise(name: str, grid: str) -> None
     assert scheduler.step_index == 6
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize(("kind", "order"), [("EDMEulerScheduler", 1), ("EDMDPMSolverMultistepScheduler", 2)])
+def test_a_pipeline_with_edms_preconditioning_keeps_its_images(kind: str, order: int, prediction_type: str) -> None:
+    """Playground and CosXL are SDXL pipelines of this kind."""
+    pipe = tiny_sdxl()
+    pipe.scheduler = getattr(diffusers, kind)(prediction_type=prediction_type, sigma_max=120.0)
+    stock, config = made(pipe, steps=6), pipe.scheduler.config
+    pipe.scheduler = SNRScheduler.from_config(config, solver_order=order)
+    assert_same(made(pipe, steps=6), stock)
+    pipe.scheduler = SNRScheduler.from_config(config, grid="tangent", rho=0.5)
+    assert bool(made(pipe).isfinite().all())
+
+
 @pytest.mark.parametrize("steps", [1, 5])
 def test_flux_passes_its_own_sigmas_and_shift(steps: int) -> None:
     pipe = tiny_flux()
@@ -196,11 +210,12 @@ def test_noise_prediction_from_no_data_is_refused() -> None:
         made(pipe)
 
 
+@pytest.mark.parametrize("noise", ["independent", "brownian"])
 @pytest.mark.parametrize("maker", ["tiny_sd", "tiny_sd3", "tiny_dit"])
-def test_a_seed_gives_the_same_image_alone_and_among_four(maker: str) -> None:
+def test_a_seed_gives_the_same_image_alone_and_among_four(maker: str, noise: str) -> None:
     """SD3 and DiT pass no generator to the scheduler, DiT steps a doubled batch: the seeds of the scheduler serve."""
     pipe = getattr(pipelines, maker)()
-    pipe.scheduler = SNRScheduler.from_config(pipe.scheduler.config, rho=1.0)
+    pipe.scheduler = SNRScheduler.from_config(pipe.scheduler.config, rho=1.0, noise=noise)
     seeds, images = [4, 8, 15, 16], []
     for rows in ([0, 1, 2, 3], [2]):
         pipe.scheduler.set_seeds([seeds[row] for row in rows])

@@ -10,30 +10,33 @@ import torch
 from pipelines import STABLE_DIFFUSION
 
 from logsnr.core.errors import InputError, UnsupportedError
-from logsnr.schedules.scheduler_config import origin_of, parameters
+from logsnr.schedules.origins import is_flow, origin_of, parameters
+from logsnr.schedules.scheduler_config import from_scheduler_config
 from logsnr.solvers.scheduler import SNRScheduler
 
 REFUSED = {
-    "BlockRefinementScheduler": "no betas and no flow",
-    "CMStochasticIterativeScheduler": "sigmas instead of betas",
+    "AmusedScheduler": "predicts tokens",
+    "BlockRefinementScheduler": "predicts tokens",
+    "CMStochasticIterativeScheduler": "consistency model",
+    "CosineDPMSolverMultistepScheduler": "told an angle",
     "DDIMInverseScheduler": "goes from data to noise",
-    "DDPMWuerstchenScheduler": "no betas and no flow",
+    "DDPMWuerstchenScheduler": "told the time itself",
     "DPMSolverMultistepInverseScheduler": "goes from data to noise",
-    "DiscreteDDIMScheduler": "no betas and no flow",
-    "EDMDPMSolverMultistepScheduler": "sigmas instead of betas",
-    "EDMEulerScheduler": "sigmas instead of betas",
-    "EntropyBoundScheduler": "no betas and no flow",
+    "DiscreteDDIMScheduler": "predicts tokens",
+    "EntropyBoundScheduler": "predicts tokens",
     "FlowMapEulerDiscreteScheduler": "maps between two times",
     "HeliosDMDScheduler": "stages of several resolutions",
     "HeliosScheduler": "stages of several resolutions",
-    "IPNDMScheduler": "no betas and no flow",
-    "KarrasVeScheduler": "sigmas instead of betas",
-    "LTXEulerAncestralRFScheduler": "no betas and no flow",
+    "IPNDMScheduler": "told an angle",
+    "KarrasVeScheduler": "rules of its own",
     "MiniMaxH3Scheduler": "points to the data",
     "PiflowScheduler": "several predictions at once",
-    "SCMScheduler": "sigmas instead of betas",
-    "ScoreSdeVeScheduler": "sigmas instead of betas",
+    "RFD4ProteinaScheduler": "two coupled kinds of data",
+    "SCMScheduler": "consistency model",
+    "ScoreSdeVeScheduler": "says a score",
+    "VQDiffusionScheduler": "predicts tokens",
 }
+NOT_MADE = ("DPMSolverSDEScheduler",)  # read, but needs a package that is not there to visit its levels
 # Classes with one and the same constructor: a live configuration does not tell them apart, a file does.
 TWINS = (
     {"CogVideoXDDIM", "CogVideoXDPM"},
@@ -58,6 +61,7 @@ def constructed() -> dict[str, Any]:
 
 ALL = constructed()
 READ = [name for name in ALL if name not in REFUSED]
+EDM = [name for name in ALL if name.startswith("EDM")]
 
 
 def run(scheduler: SNRScheduler, steps: int = 7) -> torch.Tensor:
@@ -68,9 +72,32 @@ def run(scheduler: SNRScheduler, steps: int = 7) -> torch.Tensor:
     return x
 
 
-def test_there_are_schedulers_to_read() -> None:
-    assert len(READ) >= 25
-    assert set(REFUSED) <= set(ALL)
+def test_every_scheduler_of_diffusers_is_read_or_refused() -> None:
+    exported = {name for name in dir(diffusers) if name.endswith("Scheduler")}
+    assert exported == {*READ, *REFUSED, *NOT_MADE}
+    assert (len(READ), len(REFUSED)) == (28, 20)
+
+
+def own_noise(stock: Any, steps: int) -> list[float]:
+    """sigma / alpha of the levels that a scheduler visits by its own account, noisiest first, each once."""
+    stock.set_timesteps(steps)
+    sigmas = getattr(stock, "sigmas", None)
+    if sigmas is None or len(sigmas) < len(stock.timesteps):
+        kept = stock.alphas_cumprod.double()[stock.timesteps.long()]
+        sigmas = ((1 - kept) / kept).sqrt()
+    elif is_flow(stock.config):
+        sigmas = sigmas.double() / (1 - sigmas.double())
+    return sorted({float(sigma) for sigma in sigmas if sigma > 0}, reverse=True)
+
+
+@pytest.mark.parametrize("name", READ)
+def test_the_levels_of_a_scheduler_are_its_own(name: str) -> None:
+    stock = type(ALL[name]).from_config(ALL[name].config, **({"skip_prk_steps": True} if "PNDM" in name else {}))
+    ours = SNRScheduler.from_config(stock.config)
+    for steps in (5, 8):
+        ours.set_timesteps(steps)
+        found = [level.sigma / level.alpha if level.alpha else float("inf") for level in ours.levels if level.sigma]
+        assert found == pytest.approx(own_noise(stock, steps), rel=1e-4), steps
 
 
 @pytest.mark.parametrize("name", READ)
@@ -85,10 +112,11 @@ def test_a_scheduler_with_betas_or_flow_is_read(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_another_scheduler_is_refused_with_what_cannot_be_honoured(name: str) -> None:
-    with pytest.raises(UnsupportedError, match=REFUSED[name]):
-        SNRScheduler.from_config({**ALL[name].config, "_class_name": name}).set_timesteps(7)
-    if name != "FlowMapEulerDiscreteScheduler":  # the twin of a class that is read
+def test_another_scheduler_is_refused_by_name_with_what_cannot_be_honoured(name: str) -> None:
+    config = ALL[name].config if name in ALL else {}
+    with pytest.raises(UnsupportedError, match=f"{name} .*{REFUSED[name]}.*: (keep it|use a scheduler)"):
+        SNRScheduler.from_config({**config, "_class_name": name}).set_timesteps(7)
+    if name in ALL and name != "FlowMapEulerDiscreteScheduler":  # the twin of a class that is read
         with pytest.raises(UnsupportedError, match=REFUSED[name]):
             SNRScheduler.from_config(ALL[name].config).set_timesteps(7)
 
@@ -102,7 +130,8 @@ def test_another_scheduler_is_refused_with_what_cannot_be_honoured(name: str) ->
 def test_switching_back_keeps_the_settings(name: str, settings: dict[str, Any]) -> None:
     kind, config = type(ALL[name]), ALL[name].config
     ours = SNRScheduler.from_config(config, **settings)
-    back = kind.from_config(ours.config).config
+    own_rho = {"rho": config["rho"]} if name in EDM and settings else {}  # of EDM's grid: one name, two meanings
+    back = kind.from_config(ours.config, **own_rho).config
     kept = {option: back[option] for option in parameters(kind) if option not in settings}
     assert kept == {option: config[option] for option in kept}
 
@@ -178,3 +207,59 @@ def test_a_scheduler_that_cannot_be_made_asks_for_a_grid(name: str) -> None:
     with pytest.raises(UnsupportedError, match="grid"):
         SNRScheduler.from_config(config).set_timesteps(5)
     assert bool(run(SNRScheduler.from_config(config, grid="tangent")).isfinite().all())
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("sigma_schedule", ["karras", "exponential"])
+@pytest.mark.parametrize("name", EDM)
+def test_a_network_with_edms_preconditioning_makes_the_same_images(
+    name: str, sigma_schedule: str, prediction_type: str, tmp_path: Any
+) -> None:
+    """Its input is scaled and its output read as diffusers does, through a file too, for data of any deviation."""
+    settings = {"sigma_data": 0.7, "rho": 6.0, "sigma_max": 60.0}
+    stock = type(ALL[name])(**settings, sigma_schedule=sigma_schedule, prediction_type=prediction_type)
+    order = {"EDMEulerScheduler": 1, "EDMDPMSolverMultistepScheduler": 2}[name]
+    SNRScheduler.from_config(stock.config, solver_order=order).save_pretrained(tmp_path)
+    ours, ends = SNRScheduler.from_pretrained(tmp_path), []
+    assert (ours.config.grid_exponent, ours.config.rho, ours.config.origin) == (6.0, 0.0, name)
+    noise = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    for scheduler in (stock, ours):
+        scheduler.set_timesteps(9)
+        x = noise * scheduler.init_noise_sigma
+        for t in scheduler.timesteps:
+            seen = scheduler.scale_model_input(x, t)
+            x = scheduler.step(torch.tanh(1.5 * seen) * (0.6 - 0.2 * t), t, x, return_dict=False)[0]
+        ends.append(x)
+    assert (ends[0] - ends[1]).abs().max() <= 1e-5 * ends[0].square().mean().sqrt()
+
+
+def test_the_exponent_of_edms_grid_and_the_noise_multiplier_share_a_name_and_nothing_else() -> None:
+    """Switching back asks for EDM's own rho; conversions there and back never mix the two up."""
+    stock = diffusers.EDMEulerScheduler(rho=5.0)
+    ours = SNRScheduler.from_config(stock.config, rho=0.5)
+    assert (ours.config.rho, ours.config.grid_exponent, ours.schedule.base.exponent) == (0.5, 5.0, 5.0)
+    back = diffusers.EDMEulerScheduler.from_config(ours.config, rho=6.0)
+    assert from_scheduler_config(back.config).base.exponent == 6.0
+    again = SNRScheduler.from_config(back.config)
+    assert (again.config.rho, again.config.grid_exponent) == (0.0, 6.0)
+    own = SNRScheduler.from_config(stock.config, grid="karras")
+    for scheduler in (own, stock):
+        scheduler.set_timesteps(6)
+    # the grid karras ends at t = 0.001, EDM's own at 0
+    roots = own.sigmas[:-1].double() ** 0.2
+    assert torch.allclose(roots.diff(), roots.diff()[0], rtol=1e-5)
+    assert float(own.sigmas[0]) == pytest.approx(float(stock.sigmas[0]), rel=1e-6)
+
+
+def test_other_settings_go_with_edms_preconditioning() -> None:
+    ours = SNRScheduler.from_config(ALL["EDMEulerScheduler"].config, grid="tangent", rho=0.5, noise="brownian")
+    ours.set_seeds([1, 2])
+    assert bool(run(ours).isfinite().all())
+    assert ours.levels[0].sigma / ours.levels[0].alpha == pytest.approx(80)
+    x = torch.ones(2, 3)
+    at = ours.levels[0]
+    assert torch.allclose(ours.add_noise(x, -x, ours.timesteps[:1]), (at.alpha - at.sigma) * x)
+    for settings, message in (({"preset": "dpm++2m"}, "is not for networks with EDM's"), ({}, "no whole timesteps")):
+        chosen = settings or {"integer_timesteps": True}
+        with pytest.raises((UnsupportedError, InputError), match=message):
+            SNRScheduler.from_config(ALL["EDMEulerScheduler"].config, **chosen).set_timesteps(5)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logsnr.core.config import from_dict, read_json, to_dict
-from logsnr.core.errors import BrokenError, InputError
+from logsnr.core.errors import BrokenError, InputError, MissingError
 from logsnr.worlds.config import FASHION, Recipe
 
 
@@ -102,5 +102,8 @@ def test_broken_json_names_the_file(tmp_path, content):
 
 
 def test_missing_json_names_the_file(tmp_path):
-    with pytest.raises(BrokenError, match=r"none\.json"):
-        read_json(tmp_path / "none.json")
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "none.json", tmp_path / "file" / "none.json"):
+        with pytest.raises(MissingError) as caught:
+            read_json(path)
+        assert str(caught.value) == f"there is no file {path}: check the path, or make that file first"

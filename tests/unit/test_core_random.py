@@ -1,12 +1,14 @@
 """Seeds and noise: a row is a pure function of its own seed."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from logsnr.core.errors import InputError
-from logsnr.core.random import generator, parse_seeds, sample_noise
+from logsnr.core.random import NoisePath, generator, parse_seeds, sample_noise
 
 SHAPE = (4, 8, 8)
 RANGES = st.tuples(st.integers(0, 2**63 - 100), st.integers(0, 60))
@@ -99,3 +101,34 @@ def test_keys_of_words_and_numbers_name_different_streams():
     again = [int(torch.randint(2**62, (1,), generator=generator(*key))) for key in keys]
     assert first == again
     assert len(set(first)) == len(keys)
+
+
+TIMES = (-130.0, -64.0, -3.2, -0.01, 0.0, 0.5, 0.502, 2.5, 63.9, 64.0, 90.125)
+
+
+def test_a_path_depends_on_seed_and_time_alone():
+    """Not on what was asked before, although values on the way are kept."""
+    forwards, backwards = NoisePath(5, SHAPE), NoisePath(5, SHAPE)
+    expected = [forwards(time) for time in TIMES]
+    for time, value in reversed(list(zip(TIMES, expected, strict=True))):
+        assert torch.equal(backwards(time), value)
+        assert torch.equal(NoisePath(5, SHAPE)(time), value)
+    assert not torch.equal(NoisePath(6, SHAPE)(0.5), NoisePath(5, SHAPE)(0.5))
+    assert expected[0].dtype == torch.float32
+
+
+def test_a_path_is_standard_normal_with_the_correlation_of_a_brownian_motion():
+    """e^(-time / 2) B(e^time): exp(-gap / 2) apart, within a block of 64 and across its ends."""
+    path = NoisePath(1, (40_000,))
+    values = torch.stack([path(time) for time in TIMES])
+    moments = values @ values.T / values.shape[1]
+    gaps = (torch.tensor(TIMES)[:, None] - torch.tensor(TIMES)).abs()
+    assert (moments - (-gaps / 2).exp()).abs().max() < 0.02
+    assert values.mean(1).abs().max() < 0.02
+    assert (values.pow(4).mean(1) - 3).abs().max() < 0.15
+
+
+def test_a_path_is_continuous():
+    path = NoisePath(1, (10_000,))
+    for gap in (1e-2, 1e-4, 1e-6):
+        assert float((path(0.7 + gap) - path(0.7)).std()) < 1.1 * math.sqrt(gap)

@@ -10,11 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+from logsnr.cli.information import _lines as lines
 from logsnr.core.errors import InputError
 from logsnr.data.labelled import Labelled
 from logsnr.evaluation.config import QualityConfig
+from logsnr.evaluation.information import pipeline_information
 from logsnr.evaluation.quality import Judges, class_prompts, describe, quality_of, reference, sample_quality
 from logsnr.evaluation.report import Figure, Section, render
+from logsnr.information.config import InformationConfig
 from logsnr.metrics.judge import Judge, judge_images
 
 CONFIG = QualityConfig(num_images=60, first_seed=500, batch_size=25, neighbours=3)
@@ -90,6 +93,36 @@ def test_a_protocol_names_what_a_figure_rests_on() -> None:
 def test_impossible_protocols_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(InputError):
         QualityConfig(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("budget", "complaint"),
+    [
+        ({"calls": 319}, "319 calls are too few: the curve takes 240 and .* 80; give at least 320"),
+        ({"batch_size": 41}, "120 images are too few for the curve's 3 batches of 41"),
+    ],
+)
+def test_a_budget_that_is_too_small_is_refused_before_anything_is_encoded(
+    monkeypatch: pytest.MonkeyPatch, budget: dict[str, int], complaint: str
+) -> None:
+    for name in ("encode_images", "encode_prompts", "denoiser_of"):
+        monkeypatch.setattr(f"logsnr.evaluation.information.{name}", lambda *_, **__: pytest.fail("too early"))
+    data = random_data(120, 1)
+    with pytest.raises(InputError, match=complaint):
+        pipeline_information(object(), data, data, str, InformationConfig(**budget))
+
+
+def test_an_excess_over_the_entropy_of_the_label_is_explained_only_where_there_is_one() -> None:
+    values = dict.fromkeys(("bits_per_dim", "bits_per_dim_stderr", "nats", "nats_stderr"), 0.0)
+    values |= {"dimensions": 256, "convention": "", "log_snr_range": [-5.0, 7.0], "reference_tail_nats_per_dim": 0.0}
+    values |= {"samples": 8, "network_calls": 40, "seconds": 1.0, "plot": "", "label_entropy": 2.303}
+    values |= {"mutual_information_stderr": 0.1}
+    said = {found: lines({**values, "mutual_information": found})[1] for found in (2.2, 2.4)}
+    assert said[2.2] == "2.200 +- 0.100 nats about the label, whose entropy is 2.303"
+    assert said[2.4] == (
+        "2.400 +- 0.100 nats about the label, whose entropy is 2.303: "
+        "the excess is the unlabelled prediction's own error"
+    )
 
 
 def test_a_report_is_one_page_with_its_pictures_inside_and_its_text_escaped() -> None:

@@ -6,19 +6,23 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from diffusers.schedulers.scheduling_utils import AysSchedules
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from members import MEMBERS, VP
 from scipy import stats
 
 from logsnr.core.errors import InputError
 from logsnr.core.types import Level
 from logsnr.schedules.curve import Curve, curve
-from logsnr.schedules.families import EDM, VE, Cosine, DiscreteVP, Flow, LinearLogSNR, Trig, scaled_linear
+from logsnr.schedules.families import EDM, VE, Cosine, Flow, LinearLogSNR, Trig, scaled_linear
 from logsnr.schedules.grids import (
     DATA,
     GRIDS,
+    align_your_steps,
     beta_quantiles,
     check_grid,
+    early_log_snr,
     entropic,
     grid_of_noise,
     karras,
@@ -27,18 +31,12 @@ from logsnr.schedules.grids import (
     uniform_time,
 )
 
-VP = scaled_linear()
-MEMBERS = {
-    "stable": VP,
-    "flow": Flow(),
-    "short": DiscreteVP((0.1, 0.2, 0.4, 0.8)),
-    "cosine": Cosine(),
-    "edm": EDM(),
-    "vdm": LinearLogSNR(),
-}
-FINITE_START = ("log-snr", "karras", "beta")
+SOME = ("stable", "flow", "short", "cosine", "edm", "vdm")
+FINITE_START = ("log-snr", "log-snr-early", "karras", "beta")
+PUBLISHED = {"ays-sd": "StableDiffusion", "ays-sdxl": "StableDiffusionXL"}
+RULES = [name for name in GRIDS if name not in PUBLISHED]
 
-members = pytest.mark.parametrize("schedule", MEMBERS.values(), ids=MEMBERS.keys())
+members = pytest.mark.parametrize("schedule", [MEMBERS[name] for name in SOME], ids=SOME)
 
 
 def grid(name, schedule, steps):
@@ -52,7 +50,7 @@ def ratios(levels):
 
 
 @members
-@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("steps", [1, 2, 7, 50, 400])
 def test_grids_are_strictly_monotone_and_as_long_as_asked(schedule, name, steps):
     levels = grid(name, schedule, steps)
@@ -64,7 +62,7 @@ def test_grids_are_strictly_monotone_and_as_long_as_asked(schedule, name, steps)
 
 
 @members
-@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("name", RULES)
 def test_the_levels_of_a_grid_are_those_of_the_schedule(schedule, name):
     for level in grid(name, schedule, 9)[:-1]:
         expected = schedule.level(min(level.t, 1.0))
@@ -155,6 +153,33 @@ def test_no_steps_are_refused(name, steps):
         GRIDS[name](VP, steps)
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_levels_are_those_of_diffusers_at_ten_steps(name):
+    levels = GRIDS[name](VP, 10)
+    assert [*ratios(levels), 0] == pytest.approx(AysSchedules[f"{PUBLISHED[name]}Sigmas"], rel=1e-12)
+    # the published timesteps are those of Stable Diffusion's chain, rounded
+    timesteps = [level.t * 1000 - 1 for level in levels[:-1]]
+    assert timesteps == pytest.approx(AysSchedules[f"{PUBLISHED[name]}Timesteps"], abs=1.5)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_levels_of_other_numbers_of_steps_lie_between_in_log_noise(name):
+    table = np.log(AysSchedules[f"{PUBLISHED[name]}Sigmas"][:-1])
+    assert np.log(ratios(GRIDS[name](VP, 19)))[::2] == pytest.approx(table, abs=1e-12)
+    assert np.log(ratios(GRIDS[name](VP, 19)))[1::2] == pytest.approx((table[1:] + table[:-1]) / 2, abs=1e-12)
+    for steps in (1, 2, 7, 50):
+        levels = GRIDS[name](VP, steps)
+        assert len(levels) == steps + 1
+        assert levels[0].t == 1
+        assert all(there.t < here.t for here, there in pairwise(levels[:-1]))
+
+
+@pytest.mark.parametrize("schedule", [Flow(), Cosine(), EDM(), LinearLogSNR()], ids=lambda s: type(s).__name__)
+def test_published_levels_of_another_model_are_refused(schedule):
+    with pytest.raises(InputError, match=r"no levels for this model: its noise ends at .* Stable Diffusion at 14.6"):
+        align_your_steps(schedule, 10)
+
+
 def test_a_grid_of_noise_is_used_as_given():
     levels = grid_of_noise(Flow(), [4.0, 1.0, 0.25])
     assert [level.sigma for level in levels] == pytest.approx([0.8, 0.5, 0.2, 0], abs=1e-14)
@@ -197,3 +222,18 @@ def test_a_curve_is_linear_between_points_and_constant_outside():
 def test_impossible_curves_are_refused(points, values):
     with pytest.raises(InputError, match="a curve"):
         Curve(points, values)
+
+
+def test_the_early_grid_leaves_the_noise_by_its_number_of_steps():
+    """At s = 0.6 / steps, and where that is below the end of training, at that end."""
+    schedule = scaled_linear()
+    for steps, last in ((5, 0.12), (10, 0.06), (100, schedule_end(schedule))):
+        levels = early_log_snr(schedule, steps)
+        assert levels[-2].sigma / levels[-2].alpha == pytest.approx(last, rel=1e-6)
+        gaps = np.diff([level.log_snr for level in levels[:-1]])
+        assert gaps == pytest.approx(gaps[0], rel=1e-6)
+
+
+def schedule_end(schedule):
+    """sigma / alpha where `log-snr` ends."""
+    return math.exp(-float(schedule.log_snr(torch.tensor(1e-3, dtype=torch.float64))) / 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from logsnr.core.errors import BrokenError, InputError, MissingError, Unsupporte
 from logsnr.core.types import Level
 from logsnr.models.denoiser import Conditioning, NetworkDenoiser, join_trees, select_rows
 from logsnr.models.ema import averaged
+from logsnr.models.fingerprint import fingerprint
 from logsnr.models.pipeline import check_pipeline, decode_latents, denoiser_of, encode_prompts, open_pipeline
 from logsnr.models.text import build_text_encoder, build_tokenizer, token_ids
 from logsnr.schedules.families import scaled_linear
@@ -139,6 +142,20 @@ def test_opening_what_is_there_and_refusing_the_rest(tmp_path: Path) -> None:
         open_pipeline("nobody/nothing")
     with pytest.raises(UnsupportedError, match="DiTPipeline"):
         check_pipeline(object.__new__(DiTPipeline))
+
+
+def test_stable_diffusion_3_opens_without_its_t5_encoder(tmp_path: Path) -> None:
+    saved = tiny_sd3()
+    saved.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "model_index.json").read_text())["text_encoder_3"] == [None, None]
+    pipe = open_pipeline(tmp_path)
+    assert (pipe.text_encoder_3, pipe.tokenizer_3) == (None, None)
+    assert fingerprint(pipe.transformer) == fingerprint(saved.transformer)
+    found, expected = (encode_prompts(each, ["a bag"], guided=False).values for each in (pipe, saved))
+    torch.testing.assert_close(found, expected)
+    shutil.rmtree(tmp_path / "text_encoder_2")
+    with pytest.raises(BrokenError, match="no complete diffusers pipeline"):
+        open_pipeline(tmp_path)
 
 
 def test_half_precision_folders_open_in_float32(tmp_path: Path) -> None:

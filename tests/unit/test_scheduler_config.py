@@ -20,7 +20,16 @@ from logsnr.core.errors import InputError, UnsupportedError
 from logsnr.core.types import Level
 from logsnr.schedules.families import DiscreteVP, Flow, LinearVP, scaled_linear, zero_terminal
 from logsnr.schedules.grids import DATA
-from logsnr.schedules.scheduler_config import from_scheduler_config, is_flow, kind_of, scheduler_grid
+from logsnr.schedules.origins import is_flow
+from logsnr.schedules.prediction import predict
+from logsnr.schedules.scheduler_config import (
+    from_scheduler_config,
+    kind_of,
+    rule_of,
+    scheduler_grid,
+    time_of,
+    timestep_of,
+)
 
 STABLE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 VP = scaled_linear()
@@ -111,10 +120,11 @@ def test_a_chain_with_more_noise_is_diffusers_own():
     ("config", "message"),
     [
         ({"beta_schedule": "odd"}, "'odd' is not known"),
-        (scheduler("EDMEuler").config, "EDMEulerScheduler has sigmas instead of betas"),
-        (scheduler("IPNDM").config, "IPNDMScheduler has no betas and no flow"),
-        (scheduler("LTXEulerAncestralRF").config, "LTXEulerAncestralRFScheduler has no betas and no flow"),
-        ({"_class_name": "ScoreSdeVeScheduler", "sigma_max": 1348.0}, "ScoreSdeVeScheduler has sigmas"),
+        (
+            {"_class_name": "ScoreSdeVeScheduler", "sigma_max": 1348.0},
+            "ScoreSdeVeScheduler is not mapped, for its network",
+        ),
+        ({"_class_name": "TheirScheduler", "tau": 1.0}, "TheirScheduler has no betas, no flow and not EDM's"),
         (scheduler("FlowMatchEulerDiscrete", invert_sigmas=True).config, "invert_sigmas"),
         ({"_class_name": "FlowMapEulerDiscreteScheduler", "shift": 1.0}, "FlowMapEulerDiscreteScheduler is not mapped"),
     ],
@@ -122,6 +132,59 @@ def test_a_chain_with_more_noise_is_diffusers_own():
 def test_schedules_that_are_not_mapped_are_refused(config, message):
     with pytest.raises(UnsupportedError, match=message):
         from_scheduler_config(config)
+
+
+EDM_SETTINGS = (
+    {},
+    {"sigma_min": 0.01, "sigma_max": 50.0, "sigma_data": 1.0, "rho": 5.0},
+    {"sigma_schedule": "exponential", "sigma_max": 120.0, "prediction_type": "v_prediction"},
+)
+
+
+@pytest.mark.parametrize("settings", EDM_SETTINGS, ids=str)
+@pytest.mark.parametrize("name", ["EDMEuler", "EDMDPMSolverMultistep"])
+def test_edm_is_read_in_the_scale_that_its_network_sees(name, settings):
+    """What diffusers computes by its preconditioning: input, output, what the network is told, and the levels."""
+    planned = scheduler(name, **settings)
+    schedule, kind = from_scheduler_config(planned.config), kind_of(planned.config)
+    x0, eps = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for steps in STEPS[1:]:
+        planned.set_timesteps(steps)
+        levels = scheduler_grid(planned, schedule, steps)
+        assert noise_of(levels) == pytest.approx(own_sigmas(planned), rel=1e-6, abs=1e-12)
+        told = [timestep_of(planned.config, level) for level in levels[:-1]]
+        assert told == pytest.approx(planned.timesteps.tolist(), rel=1e-5, abs=1e-5)
+        times = [time_of(planned.config, schedule, timestep) for timestep in told]
+        assert times == pytest.approx(np.linspace(1, 0, steps), abs=1e-5)
+        assert times == pytest.approx([level.t for level in levels[:-1]], abs=1e-12)
+        for sigma, level in zip(planned.sigmas.double(), levels[:-1], strict=False):
+            xt = level.alpha * x0 + level.sigma * eps
+            torch.testing.assert_close(xt, planned.precondition_inputs(x0 + sigma * eps, sigma), rtol=1e-6, atol=1e-6)
+            found = predict(kind, xt, eps, level).x0
+            expected = planned.precondition_outputs(x0 + sigma * eps, eps, sigma)
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_output_of_an_edm_network_is_a_kind_with_a_number():
+    kind = kind_of(scheduler("EDMEuler", sigma_data=0.25, prediction_type="v_prediction").config)
+    assert (kind, kind.data_std, kind.sign) == ("-F of data 0.25", 0.25, -1)
+    with pytest.raises(UnsupportedError, match="'sample' is not known: use one of epsilon, v_prediction"):
+        kind_of(scheduler("EDMDPMSolverMultistep", prediction_type="sample").config)
+
+
+def test_networks_are_told_timesteps_and_back():
+    chain, flow = {**STABLE, "num_train_timesteps": 500}, {"prediction_type": "flow_prediction"}
+    for config, schedule, told in ((chain, VP, 0.4 * 500 - 1), (flow, Flow(), 400.0)):
+        assert timestep_of(config, schedule.level(0.4)) == pytest.approx(told, abs=1e-6)
+        assert time_of(config, schedule, told) == pytest.approx(0.4, abs=1e-9)
+    assert timestep_of(chain, VP.level(1e-4)) == 0
+
+
+def test_a_grid_is_named_by_itself_or_by_the_options_of_the_scheduler():
+    assert rule_of({}) == "scheduler"
+    assert rule_of({"use_karras_sigmas": True}) == "karras"
+    assert rule_of({"use_exponential_sigmas": True, "grid": "scheduler"}) == "log-snr"
+    assert rule_of({"use_karras_sigmas": True, "grid": "tangent"}) == "tangent"
 
 
 def test_the_kind_is_read_from_the_scheduler():

@@ -6,78 +6,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from members import CLEAN, ENDLESS, MEMBERS, VP, wide
 from scipy import integrate, stats
 
 from logsnr.core.errors import InputError
 from logsnr.core.types import Level
-from logsnr.schedules.families import (
-    EDM,
-    VE,
-    Cauchy,
-    Cosine,
-    DiscreteVP,
-    Flow,
-    InVE,
-    Laplace,
-    LinearLogSNR,
-    LinearVP,
-    Shifted,
-    Sigmoid,
-    SubVP,
-    TotalVariance,
-    Trig,
-    ZeroTerminal,
-    scaled_linear,
-    zero_terminal,
-)
+from logsnr.schedules.families import EDM, VE, Flow, InVE, LinearLogSNR, LinearVP, Preconditioned, Shifted, SubVP, Trig
 from logsnr.schedules.learned import LearnedLogSNR
 from logsnr.schedules.schedule import levels_at, levels_of
 
-
-def wide(log_snr):
-    """A total standard deviation from 1 at the noise end to 2 at the data end."""
-    return 1 + log_snr.sigmoid()
-
-
-def bent():
-    """A learned schedule away from its start."""
-    torch.manual_seed(0)
-    schedule = LearnedLogSNR()
-    with torch.no_grad():
-        schedule.heights.add_(4 * torch.rand(64).double())
-    return schedule
-
-
-VP, SHORT = scaled_linear(), DiscreteVP((0.1, 0.2, 0.4, 0.8))
-# alpha(1) is exactly 0
-ENDLESS = {
-    "cosine": Cosine(),
-    "sigmoid": Sigmoid(),
-    "steep sigmoid": Sigmoid(0, 3, 0.3),
-    "laplace": Laplace(),
-    "cauchy": Cauchy(),
-    "flow": Flow(),
-    "trig": Trig(),
-    "trig of data 0.5": Trig(0.5),
-    "stable to zero": zero_terminal(VP),
-    "short to zero": zero_terminal(SHORT),
-    "linear to zero": ZeroTerminal(LinearVP()),
-    "cosine to zero": ZeroTerminal(Cosine()),
-    "shifted flow": Shifted(Flow(), 3.0),
-    "shifted cosine": Shifted(Cosine(), 2.0),
-    "wide flow": TotalVariance(Flow(), wide),
-    "flow on the circle": TotalVariance(Flow()),
-}
-# sigma(0) is exactly 0
-CLEAN = ENDLESS | {
-    "linear": LinearVP(),
-    "sub-vp": SubVP(),
-    "stable": VP,
-    "short": SHORT,
-    "shifted sub-vp": Shifted(SubVP(), 2.0),
-    "iddpm in ve": InVE(Cosine()),
-}
-MEMBERS = CLEAN | {"vdm": LinearLogSNR(), "learned": bent(), "ve": VE(), "edm": EDM()}
 TIMES = torch.cat(
     [torch.logspace(-12, -3, 200, dtype=torch.float64), torch.linspace(0.0011, 1, 5000, dtype=torch.float64)]
 )
@@ -249,6 +186,12 @@ def towards_zero(alpha, last):
     return circle((alpha - last) / (1 - last))
 
 
+def unit_variance(noise, data_std=0.5):
+    """c_in of EDM, and the noise that it leaves."""
+    scale = 1 / math.hypot(noise, data_std)
+    return scale, scale * noise
+
+
 FORMULAS = {
     "linear": lambda t: circle(linear(t)),
     "sub-vp": lambda t: (linear(t), 1 - linear(t) ** 2),
@@ -270,6 +213,7 @@ FORMULAS = {
     "linear to zero": lambda t: towards_zero(linear(t), linear(1)),
     "shifted flow": lambda t: (1 - 3 * t / (1 + 2 * t), 3 * t / (1 + 2 * t)),
     "iddpm in ve": lambda t: (1, cosine(t)[1] / cosine(t)[0]),
+    "edm as its network sees it": lambda t: unit_variance(FORMULAS["edm"](t)[1]),
     "flow on the circle": lambda t: ((1 - t) / math.hypot(t, 1 - t), t / math.hypot(t, 1 - t)),
 }
 
@@ -286,6 +230,12 @@ def test_a_shift_is_a_translation_on_the_same_curve():
     assert torch.allclose(shifted.log_snr(INSIDE), base.log_snr(INSIDE) - 2 * math.log(2), rtol=0, atol=1e-13)
     sigma, alpha = shifted.sigma(INSIDE), shifted.alpha(INSIDE)
     assert torch.allclose(sigma, 1 - alpha.square(), rtol=1e-12, atol=0)
+
+
+def test_a_chain_is_trained_from_its_first_timestep_on_and_what_derives_from_it_too():
+    found = {name: MEMBERS[name].t_min for name in ("flow", "edm", "learned", "stable", "short")}
+    assert found == {"flow": 0, "edm": 0, "learned": 0, "stable": 0.001, "short": 0.25}
+    assert all(derived.t_min == 0.001 for derived in (Shifted(VP, 2.0), InVE(VP), Preconditioned(VP)))
 
 
 def test_total_variance_keeps_the_snr_and_sets_the_scale():

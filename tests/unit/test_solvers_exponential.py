@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DEISMultistepScheduler, DPMSolverMultistepScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate
@@ -18,7 +18,7 @@ from logsnr.schedules.families import Flow, scaled_linear
 from logsnr.schedules.grids import uniform_time
 from logsnr.schedules.scheduler_config import scheduler_grid
 from logsnr.solvers.backward import PRESETS
-from logsnr.solvers.exponential import Exponential, Memory
+from logsnr.solvers.exponential import Exponential, Memory, check_coarse
 from logsnr.solvers.weights import inverse_weights, polynomial_weights, step_weights
 
 ORDERS = (1, 2, 3, 4)
@@ -121,6 +121,8 @@ def shrinking(log_ratio):
 @pytest.mark.parametrize("linear", [shrinking, Curve((-2.0, 0.0, 1.0), (0.1, 0.8, 0.9)), 0.0, 1.0])
 @pytest.mark.parametrize(("start", "step"), [(-2.3, 0.9), (0.4, 0.05), (-3.5, 7.0)])
 def test_varying_rates_are_integrated(rho, linear, start, step):
+    """The polynomial is one of x0 less its linear part, or, where all of it is linear, of e^u times that: of eps."""
+    tilt = float(linear == 1.0)
     here, there = level(start), level(start + step)
     nodes = (here, level(start - 0.5 * step))
     found = step_weights(here, there, nodes, rho, linear)
@@ -131,7 +133,7 @@ def test_varying_rates_are_integrated(rho, linear, start, step):
     def backwards(u, state):
         """Decay, two moments and variance, gathered from the end of the step to its start."""
         squared, decay = at(rho, start + u) ** 2, state[0]
-        gain = (1 + squared) * math.exp(-decay)
+        gain = (1 + squared) * math.exp(-decay - tilt * u)
         kept = 2 * squared * math.exp(2 * (step - u) - 2 * decay)
         return [-(1 + squared) * (1 - at(linear, start + u)), -gain, -gain * u, -kept]
 
@@ -141,8 +143,9 @@ def test_varying_rates_are_integrated(rho, linear, start, step):
         state = integrate.solve_ivp(backwards, (high, low), state, method="DOP853", rtol=1e-11, atol=1e-13).y[:, -1]
     decay, constant, line, variance = state
     assert found.linear == pytest.approx(there.alpha / here.alpha * math.exp(-decay), rel=1e-9)
-    assert sum(found.values) == pytest.approx(there.alpha * constant, rel=1e-9)
-    assert -found.values[1] * 0.5 * step == pytest.approx(there.alpha * line, rel=1e-9)
+    newest, oldest = found.values[0], found.values[1] * math.exp(tilt * 0.5 * step)
+    assert newest + oldest == pytest.approx(there.alpha * constant, rel=1e-9)
+    assert -oldest * 0.5 * step == pytest.approx(there.alpha * line, rel=1e-9)
     assert found.noise == pytest.approx(there.sigma * math.sqrt(max(variance, 0)), rel=1e-9, abs=1e-9)
 
 
@@ -156,11 +159,38 @@ def test_every_step_keeps_data_and_the_variance_of_noise(rho, start, step):
     assert (found.linear * here.sigma) ** 2 + found.noise**2 == pytest.approx(there.sigma**2, rel=1e-10)
 
 
-def test_all_linear_is_the_noise_form():
-    here, there, rho = level(-0.3), level(0.5), 0.7
-    found = step_weights(here, there, (here,), rho, 1.0)
-    assert found.linear == pytest.approx(there.alpha / here.alpha, rel=1e-14)
-    assert found.noise == pytest.approx(there.sigma * rho * math.sqrt(math.expm1(1.6)), rel=1e-12)
+def of_noise(found, nodes):
+    """The weights of eps, which is -e^l (x0 - y)."""
+    return [-value * math.exp(-node.log_ratio) for value, node in zip(found.values, nodes, strict=True)]
+
+
+@given(start=LOGS, step=STEPS, before=st.floats(0.01, 3), rho=st.sampled_from(RHOS))
+def test_the_noise_form_is_dpm_solver(start, step, before, rho):
+    """(2206.00927): eps constant or a line in l, times e^{h - u}; midpoint and heun are diffusers' names."""
+    here, there, back = level(start), level(start + step), level(start - before)
+    rate, grown = 1 + rho**2, math.expm1(step)
+    first = step_weights(here, there, (here,), rho, 1.0)
+    assert first.linear == pytest.approx(there.alpha / here.alpha, rel=1e-12)
+    assert first.noise == pytest.approx(there.sigma * rho * math.sqrt(math.expm1(2 * step)), rel=1e-9)
+    assert of_noise(first, (here,)) == pytest.approx([-rate * there.sigma * grown], rel=1e-9)
+    for midpoint, slope in ((True, grown * step / 2), (False, grown - step)):
+        found = step_weights(here, there, (here, back), rho, 1.0, midpoint)
+        share = slope / before
+        expected = [-rate * there.sigma * (grown + share), rate * there.sigma * share]
+        assert of_noise(found, (here, back)) == pytest.approx(expected, rel=1e-6)
+        assert (found.linear, found.noise) == (first.linear, first.noise)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("rho", RHOS)
+def test_the_noise_form_integrates_polynomials_of_eps(order, rho):
+    here, there = level(-0.4), level(0.8)
+    nodes = (here, level(-1.1), level(-2.0), level(-2.6))[:order]
+    found = of_noise(step_weights(here, there, nodes, rho, 1.0), nodes)
+    for power in range(order):
+        moment = integrate.quad(lambda u, power=power: math.exp(1.2 - u) * u**power, 0, 1.2, epsrel=1e-12)[0]
+        gained = sum(value * (node.log_ratio + 0.4) ** power for value, node in zip(found, nodes, strict=True))
+        assert gained == pytest.approx(-(1 + rho**2) * there.sigma * moment, rel=1e-9)
 
 
 @given(start=LOGS, step=st.floats(0.01, 4))
@@ -200,6 +230,38 @@ def test_whole_trajectories_are_diffusers_dpm_solver(order, rho):
         assert torch.allclose(x, y, rtol=0, atol=2e-5)
 
 
+SDE = {"algorithm_type": "sde-dpmsolver", "final_sigmas_type": "sigma_min"}
+ODE = {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}
+NOISE_FORMS = {
+    "dpmsolver 1": (DPMSolverMultistepScheduler, ODE, (1,)),
+    "dpmsolver 2": (DPMSolverMultistepScheduler, ODE, (2, 0, "midpoint")),
+    "dpmsolver 2 heun": (DPMSolverMultistepScheduler, {**ODE, "solver_type": "heun"}, (2,)),
+    "sde-dpmsolver 1": (DPMSolverMultistepScheduler, SDE, (1, 1)),
+    "sde-dpmsolver 2": (DPMSolverMultistepScheduler, SDE, (2, 1, "midpoint")),
+    "sde-dpmsolver 2 heun": (DPMSolverMultistepScheduler, {**SDE, "solver_type": "heun"}, (2, 1)),
+    "deis 1": (DEISMultistepScheduler, {}, (1,)),
+    "deis 2": (DEISMultistepScheduler, {}, (2,)),
+    "deis 3": (DEISMultistepScheduler, {}, (3,)),
+}
+
+
+@pytest.mark.parametrize(("kind", "settings", "arguments"), NOISE_FORMS.values(), ids=NOISE_FORMS.keys())
+def test_whole_trajectories_in_noise_are_diffusers(kind, settings, arguments):
+    """DPM-Solver and DEIS to their last noisy level; both weigh their evaluations by formulas of their own."""
+    shared = {**STABLE, "lower_order_final": False, "timestep_spacing": "trailing", "solver_order": arguments[0]}
+    scheduler = kind(**shared, **settings)
+    scheduler.set_timesteps(16)
+    levels = [level(-math.log(sigma)) for sigma in scheduler.sigmas[:-1].tolist()]
+    x = y = normal(3, 1, 4, 4)
+    memory, solver = None, Exponential(*arguments, linear="eps")
+    for index, (here, there) in enumerate(pairwise(levels)):
+        noise, x0 = normal(3, 1, 4, 4, seed=index + 1), (x - here.sigma * torch.tanh(x)) / here.alpha
+        x, memory = solver.advance(x, x0, here, there, noise, memory)
+        given = {"variance_noise": noise} if solver.noisy else {}
+        y = scheduler.step(torch.tanh(y), scheduler.timesteps[index], y, **given).prev_sample
+        assert (x - y).abs().max() <= 2e-6 * y.abs().max()
+
+
 @pytest.mark.parametrize("rho", [0, 1])
 def test_a_step_is_diffusers_ddim_step(rho):
     scheduler = DDIMScheduler(**STABLE, prediction_type="sample", clip_sample=False)
@@ -225,13 +287,15 @@ def test_the_ends_are_finite_and_exact(rho, linear):
         assert (last.linear, last.values[0], sum(last.values), last.noise) == (0, 1, 1, 0)
 
 
+JACOBIAN = Curve((-3.0, 3.0), (0.1, 0.9))
 SOLVERS = {
     **{f"order {order} rho {rho:g}": Exponential(order, rho) for order in ORDERS for rho in RHOS},
     "midpoint": Exponential(2, variant="midpoint"),
     "corrector": Exponential(3, 0.5, corrector=True),
-    "eps": Exponential(2, linear="eps"),
+    "eps": Exponential(3, linear="eps"),
+    "eps with noise": Exponential(2, 1.0, "midpoint", corrector=True, linear="eps"),
     "F": Exponential(3, linear="F", data_std=0.5, corrector=True),
-    "curve": Exponential(2, 0.5, linear=Curve((-3.0, 3.0), (0.1, 0.9))),
+    "curve": Exponential(2, 0.5, linear=JACOBIAN),
     "list": Exponential(2, [0.0, 1.0, 0.5, 0.2, 0.0]),
     "bump": Exponential(2, "bump"),
 }
@@ -315,6 +379,25 @@ def test_a_stochastic_step_needs_noise():
 def test_a_step_that_does_not_clean_is_refused(there):
     with pytest.raises(InputError, match="less noise"):
         step_weights(level(0), level(there), (level(0),))
+
+
+@pytest.mark.parametrize("grid", ["karras", "log-snr"])
+@pytest.mark.parametrize(
+    ("order", "linear", "what"), [(3, "x0", "order 3"), (4, "eps", "order 4"), (2, JACOBIAN, "a curve as linear part")]
+)
+def test_coarse_grids_are_warned_of(grid, order, linear, what):
+    with pytest.warns(UserWarning, match=f"{what} on the grid {grid} .* 9 evaluations .* use order 2") as caught:
+        check_coarse(order, linear, grid, 9)
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize(
+    ("order", "linear", "grid", "steps"),
+    [(2, "x0", "karras", 5), (1, "F", "log-snr", 5), (3, "x0", "karras", 10), (4, JACOBIAN, "tangent", 5)],
+)
+def test_what_suits_few_steps_is_not_warned_of(recwarn, order, linear, grid, steps):
+    check_coarse(order, linear, grid, steps)
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from pipelines import tiny_sd, tiny_sd3
 
+from logsnr.core.config import from_dict, to_dict
 from logsnr.core.errors import InputError
 from logsnr.core.types import Level, Prediction
 from logsnr.models.pipeline import denoiser_of, encode_prompts
@@ -14,7 +17,7 @@ from logsnr.schedules.grids import uniform_time
 from logsnr.solvers.config import SampleConfig
 from logsnr.solvers.exponential import Exponential
 from logsnr.solvers.noise import start_noise, step_noise
-from logsnr.solvers.sample import sample, sample_steps
+from logsnr.solvers.sample import make_run, sample, sample_steps
 from logsnr.solvers.scheduler import SNRScheduler
 
 
@@ -39,6 +42,29 @@ def test_rho_is_a_number_one_a_step_or_a_preset() -> None:
         assert all(torch.equal(made[rho], made[same[0]]) for rho in same)
     others = [made[rho] for rho in (0.0, 1.0, "bump", (0.0, 1.0, 0.0))]
     assert all(not torch.equal(a, b) for index, a in enumerate(others) for b in others[:index])
+
+
+def test_rho_as_a_list_is_what_it_is_as_a_tuple() -> None:
+    """As JSON has it."""
+    config = SampleConfig(steps=2, rho=[0.5, 0.0])
+    assert config == SampleConfig(steps=2, rho=(0.5, 0.0)) == from_dict(SampleConfig, to_dict(config))
+    assert hash(config)
+
+
+@pytest.mark.parametrize("rho", [[0.5], [0.5, -1.0], [0.5, "sde"], -1.0, float("nan")])
+def test_a_rho_that_cannot_be_is_refused(rho: object) -> None:
+    with pytest.raises(InputError, match="rho"):
+        SampleConfig(steps=2, rho=rho)
+
+
+def test_what_a_table_would_replace_is_refused_beside_it() -> None:
+    table = Path("solver-5.json")
+    kept = SampleConfig(solver=table, guidance_scale=3.0, negative="a bag")
+    assert from_dict(SampleConfig, to_dict(kept)) == kept
+    others = {"steps": 5, "order": 3, "rho": [0.5], "corrector": True, "variant": "heun", "grid": "time"}
+    for name, value in others.items():
+        with pytest.raises(InputError, match=f"^{name} cannot stand beside solver, .*: drop {name}, or solver$"):
+            SampleConfig(solver=table, **{name: value})
 
 
 def test_noise_is_bit_identical_and_each_step_has_its_own() -> None:
@@ -87,6 +113,31 @@ def test_the_grid_of_a_pipelines_own_snr_scheduler_is_kept() -> None:
     own = sample(pipe, "a bag", config=SampleConfig(steps=4)).levels
     assert own == sample(pipe, "a bag", config=SampleConfig(steps=4, grid="karras")).levels
     assert own != sample(tiny_sd(), "a bag", config=SampleConfig(steps=4)).levels
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "grid", "rule"),
+    [
+        ({}, "karras", "karras"),
+        ({}, "log-snr", "log-snr"),
+        ({"use_karras_sigmas": True}, "scheduler", "karras"),
+        ({"use_exponential_sigmas": True}, "scheduler", "log-snr"),
+        ({"grid": "karras"}, "scheduler", "karras"),
+        ({"grid": "karras"}, "tangent", None),
+        ({}, "scheduler", None),
+    ],
+)
+def test_a_high_order_on_a_coarse_grid_is_warned_of(
+    recwarn: pytest.WarningsRecorder, scheduler: dict[str, object], grid: str, rule: str | None
+) -> None:
+    pipe = tiny_sd()
+    kind = SNRScheduler if "grid" in scheduler else type(pipe.scheduler)
+    pipe.scheduler, schedule = kind.from_config(pipe.scheduler.config, **scheduler), scaled_linear()
+    for order, steps in ((2, 5), (3, 10), (3, 5)):
+        assert not [said for said in recwarn.list if "extrapolates far" in str(said.message)]
+        make_run(pipe, schedule, SampleConfig(steps=steps, order=order, grid=grid))
+    found = [str(said.message) for said in recwarn.list if "extrapolates far" in str(said.message)]
+    assert [text.split(" extrapolates")[0] for text in found] == ([f"order 3 on the grid {rule}"] if rule else [])
 
 
 def test_a_solver_is_any_function_of_the_contract() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from typing import Any
 
 import diffusers
@@ -86,7 +87,7 @@ def test_steps_are_those_of_a_table() -> None:
 def test_a_run_from_its_middle_has_no_history(order: int, set_begin: bool) -> None:
     """A pipeline that sets no begin index is understood by the timestep of its first step."""
     scheduler = SNRScheduler(**STABLE, prediction_type="sample", solver_order=order, grid="log-snr")
-    scheduler.set_timesteps(9)
+    scheduler.set_timesteps(10)
     expected = solved(Exponential(order, variant="midpoint"), scheduler.levels[4:], start())
     torch.testing.assert_close(run(scheduler, start(), 4, set_begin=set_begin), expected, rtol=1e-5, atol=1e-5)
 
@@ -193,6 +194,133 @@ def test_noise_of_a_seed_is_bit_identical_in_any_batch_and_order() -> None:
     assert not torch.equal(made[1][0], made[1][1])
 
 
+@pytest.mark.parametrize("seeds", [[4, 8, 15, 16], [15], [16, 15]])
+def test_brownian_noise_of_a_seed_is_bit_identical_in_any_batch_and_order(seeds: list[int]) -> None:
+    found = []
+    for rows in (seeds, [15]):
+        scheduler = SNRScheduler(**STABLE, prediction_type="sample", rho=0.8, grid="log-snr", noise="brownian")
+        scheduler.set_timesteps(6)
+        scheduler.set_seeds(rows)
+        x, steps = torch.zeros(2 * len(rows), 4, 8, 8), []  # a doubled batch, as under guidance
+        for t in scheduler.timesteps:
+            x = scheduler.step(torch.zeros_like(x), t, x, return_dict=False)[0]
+            steps.append(x[[rows.index(15), rows.index(15) + len(rows)]])
+        found.append(torch.stack(steps))
+    assert torch.equal(*found)
+    assert torch.equal(found[0][:, 0], found[0][:, 1])
+
+
+def test_brownian_runs_of_any_number_of_steps_share_the_path() -> None:
+    """Where the network always says 0 only noise tells: at equal levels it is the same, unlike independent noise."""
+    ends = {}
+    for noise in ("brownian", "independent"):
+        for steps in (4, 7, 31):  # at equal steps in log-SNR the levels before the last share the grid's end
+            scheduler = SNRScheduler(**STABLE, prediction_type="sample", rho=0.8, grid="log-snr", noise=noise)
+            scheduler.set_timesteps(steps)
+            scheduler.set_seeds(SEEDS)
+            x = start()
+            for t in scheduler.timesteps[:-1]:
+                x = scheduler.step(torch.zeros_like(x), t, x, return_dict=False)[0]
+            ends[noise, steps] = x / scheduler.levels[-2].sigma
+    for steps in (4, 7):
+        torch.testing.assert_close(ends["brownian", steps], ends["brownian", 31], rtol=1e-4, atol=1e-4)
+        assert (ends["independent", steps] - ends["independent", 31]).std() > 0.5
+
+
+def test_brownian_noise_takes_the_seeds_of_generators_or_asks_for_them() -> None:
+    ends = []
+    for seeds, given in (([], [torch.Generator().manual_seed(seed) for seed in SEEDS]), (SEEDS, None)):
+        scheduler = SNRScheduler(**STABLE, rho=0.5, grid="tangent", noise="brownian")
+        scheduler.set_timesteps(3)
+        scheduler.set_seeds(seeds)
+        ends.append(scheduler.step(start(), scheduler.timesteps[0], start(), generator=given).prev_sample)
+    assert torch.equal(*ends)
+    scheduler.set_seeds([])
+    for given in (None, torch.Generator()):  # one generator for two samples names no path of the second
+        scheduler.set_timesteps(3)
+        with pytest.raises(InputError, match="call set_seeds, or pass one generator a sample"):
+            scheduler.step(start(), scheduler.timesteps[0], start(), generator=given)
+    alone = scheduler.step(start(1, 4), scheduler.timesteps[1], start(1, 4), generator=torch.Generator())
+    assert bool(alone.prev_sample.isfinite().all())
+
+
+SPACED = {"karras": "use_karras_sigmas", "log-snr": "use_exponential_sigmas", "beta": "use_beta_sigmas"}
+
+
+@pytest.mark.parametrize("steps", [5, 10, 20, 50])
+@pytest.mark.parametrize("grid", SPACED)
+def test_whole_timesteps_are_those_of_diffusers(grid: str, steps: int) -> None:
+    """Karras' are rounded by diffusers as here; those of the others it cuts off. The levels are the same for all."""
+    stock = diffusers.DPMSolverMultistepScheduler(**STABLE, **{SPACED[grid]: True})
+    found = {}
+    for whole in (True, False):
+        ours = SNRScheduler(**STABLE, grid=grid, integer_timesteps=whole)
+        for scheduler in (stock, ours):
+            scheduler.set_timesteps(steps)
+        torch.testing.assert_close(ours.sigmas, stock.sigmas, rtol=1e-4, atol=1e-6)
+        found[whole] = ours.timesteps
+    assert found[True].dtype == stock.timesteps.dtype
+    assert torch.equal(found[False].round().long(), found[True])
+    assert found[False].dtype == torch.float32
+    if grid == "karras":
+        assert torch.equal(found[True], stock.timesteps)
+    else:
+        assert (found[False] - stock.timesteps).abs().max() < 1.001
+
+
+def test_a_network_of_whole_timesteps_makes_diffusers_images() -> None:
+    """Under diffusers' Karras grid the network hears rounded times; to the exact ones it answers otherwise."""
+    config, ends = {**STABLE, "prediction_type": "sample"}, {}
+    stock = diffusers.DPMSolverMultistepScheduler(**config, use_karras_sigmas=True)
+    for name in ("stock", "whole", "exact"):
+        ours = SNRScheduler(**config, grid="karras", integer_timesteps=name == "whole")
+        scheduler = stock if name == "stock" else ours
+        scheduler.set_timesteps(12)
+        x = start()
+        for t in scheduler.timesteps:
+            x = scheduler.step(torch.tanh(2 * x) * torch.cos(t / 3), t, x, return_dict=False)[0]
+        ends[name] = x
+    scale = float(ends["stock"].square().mean().sqrt())
+    assert (ends["whole"] - ends["stock"]).abs().max() < 3e-5 * scale
+    assert (ends["exact"] - ends["stock"]).abs().max() > 1e-3 * scale
+
+
+def test_whole_timesteps_may_repeat_without_losing_a_step() -> None:
+    config = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"}
+    scheduler = SNRScheduler(**config, grid="karras", integer_timesteps=True)
+    scheduler.set_timesteps(20)
+    assert len(set(scheduler.timesteps.tolist())) < 20 == len(scheduler.timesteps)
+    expected = solved(Exponential(2, variant="midpoint"), scheduler.levels, start())
+    torch.testing.assert_close(run(scheduler, start()), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("settings", "warned"), [({"grid": "karras"}, True), ({"grid": "tangent"}, False)])
+@pytest.mark.parametrize("order", [2, 3])
+def test_high_orders_on_few_steps_of_a_karras_grid_are_warned_of(settings: dict, warned: bool, order: int) -> None:
+    for stock in (False, True):
+        given = {"use_karras_sigmas": warned} if stock else settings
+        origin = diffusers.DPMSolverMultistepScheduler(**STABLE).config
+        scheduler = SNRScheduler.from_config(origin, solver_order=order, **given)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            scheduler.set_timesteps(5)
+            scheduler.set_timesteps(10)
+        assert len([each for each in caught if "extrapolates far with 5" in str(each.message)]) == (
+            warned and order == 3
+        )
+
+
+@pytest.mark.parametrize("name", ["ays-sd", "ays-sdxl"])
+def test_published_levels_are_a_grid_of_stable_diffusion(name: str) -> None:
+    scheduler = SNRScheduler(**STABLE, prediction_type="sample", grid=name)
+    scheduler.set_timesteps(10)
+    assert float(scheduler.sigmas[0]) == pytest.approx(14.615)
+    assert scheduler.timesteps[0] == 999
+    assert bool(run(scheduler, start()).isfinite().all())
+    with pytest.raises(InputError, match="no levels for this model"):
+        SNRScheduler(grid=name).set_timesteps(10)
+
+
 def test_seeds_must_fit_the_batch() -> None:
     scheduler = SNRScheduler(**STABLE, rho=1.0)
     scheduler.set_timesteps(3)
@@ -250,6 +378,7 @@ def test_pipelines_find_the_members_that_they_look_for() -> None:
         ({"table": TABLE, "rho": 0.5}, "a solver table is a solver of its own"),
         ({"rho": lambda ratio: ratio}, "rho cannot be a function"),
         ({"preset": "odd"}, "no preset 'odd'"),
+        ({"noise": "odd"}, "no noise 'odd'"),
         ({"table": {"levels": []}}, "no solver table"),
     ],
 )

@@ -88,7 +88,12 @@ def _world_prompts(model: str) -> list[str]:
 
 
 def _lines(values: dict[str, Any]) -> list[str]:
-    lines = [f"error {values['error_after']:.4f}, the best analytic solver {values['error_before']:.4f} (held out)"]
+    now = values["error_now"]
+    lines = [
+        f"error {values['error_after']:.4f}, `sample` without a table "
+        f"{'cannot make these steps' if now is None else f'{now:.4f}'}, "
+        f"the best analytic solver {values['error_before']:.4f} (held out)"
+    ]
     if values["winner"] != "calibrated":
         lines.append(f"fitted coefficients did not win: the table holds {values['winner']}")
     if values["grid_only"] is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -40,7 +40,7 @@ class Explain(Console):
         times = time_list(found.levels)
         values = {"levels": rows, "sigmas": sigmas, "times": times, "nfe": len(found.weights), "plot": plot}
         lines = [_HEAD]
-        lines += [_line(row) for row in rows]
+        lines += [line for row in rows for line in _table(row)]
         shown = [f"sigma / alpha: {_list(sigma_list(found.levels))}", f"t of flow models: {_list(times)}"]
         lines += ["", *shown, plot]
         self.result(values, lines)
@@ -50,13 +50,19 @@ class Explain(Console):
 _HEAD = " timestep        t    alpha    sigma  log_snr   linear  evaluations, newest first"
 
 
-def _line(row: dict[str, object]) -> str:
-    head = f"{row['t']:8.4f} {row['alpha']:8.4f} {row['sigma']:8.4f} {float(str(row['log_snr'])):8.3f}"
+def _table(row: dict[str, Any]) -> list[str]:
+    """The line of a level, and below it how the sample that came there is corrected."""
+    log_snr = float(row["log_snr"])
+    head = f"{row['t']:8.4f} {row['alpha']:8.4f} {row['sigma']:8.4f} {log_snr:8.3f}"
     if "timestep" not in row:
-        return f"{'':>9} {head}"
-    values = " ".join(f"{value:8.4f}" for value in row["values"])  # type: ignore[attr-defined]
-    noise = f"  noise {row['noise']:.4f}" if row["noise"] else ""
-    return f"{row['timestep']:9.2f} {head}  {row['linear']:7.4f}  {values}{noise}"
+        return [f"{'':>9} {head}"]
+    lines = [f"{row['timestep']:9.2f} {head}  {_weights(row)}"]
+    return [*lines, f"{'corrected':>9} {'':{len(head)}}  {_weights(row['corrected'])}"] if "corrected" in row else lines
+
+
+def _weights(step: dict[str, Any]) -> str:
+    values = " ".join(f"{value:8.4f}" for value in step["values"])
+    return f"{step['linear']:7.4f}  {values}" + (f"  noise {step['noise']:.4f}" if step["noise"] else "")
 
 
 def _list(values: list[float]) -> str:

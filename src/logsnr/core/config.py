@@ -9,7 +9,7 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
-from logsnr.core.errors import BrokenError, InputError
+from logsnr.core.errors import BrokenError, InputError, MissingError
 
 Config = TypeVar("Config")
 
@@ -39,10 +39,13 @@ def read_json(path: Path) -> Any:
     """The JSON value in a file.
 
     Raises:
-        BrokenError: the file is missing, unreadable or no JSON.
+        MissingError: there is no such file.
+        BrokenError: it is unreadable or no JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingError(f"there is no file {path}: check the path, or make that file first") from error
     except (OSError, ValueError) as error:
         raise BrokenError(f"{path} cannot be read as JSON: {error}; restore or remove it") from error
 

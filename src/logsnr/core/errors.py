@@ -12,7 +12,7 @@ class InputError(LogsnrError, ValueError):
 
 
 class MissingError(LogsnrError, FileNotFoundError):
-    """A model, data set or package that is needed is not there."""
+    """A model, data set, file or package that is needed is not there."""
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""

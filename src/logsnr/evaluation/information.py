@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from logsnr.core.errors import InputError
 from logsnr.core.random import generator
 from logsnr.data.labelled import Labelled
 from logsnr.information.config import InformationConfig
@@ -31,10 +32,14 @@ def pipeline_information(
     """The profile on test images, with the class's ``prompt(label)`` and without; train images give the reference.
 
     Both are taken in the latents that the network was trained on, between its noisiest level and its first timestep.
+
+    Raises:
+        InputError: too few calls or test images for one batch, refused before anything is encoded.
     """
+    needed = _needed(config, len(test))
     denoiser = denoiser_of(pipe, replay=True)
     picks = torch.randperm(len(train), generator=generator(config.seed, "reference"))[:REFERENCE_IMAGES]
-    rows = torch.randperm(len(test), generator=generator(config.seed, "data"))[: _needed(config)]
+    rows = torch.randperm(len(test), generator=generator(config.seed, "data"))[:needed]
     cond = encode_prompts(pipe, [prompt(int(label)) for label in test.labels[rows]], guided=True)
     total = int(pipe.scheduler.config.get("num_train_timesteps", 1000))
     ends = denoiser.schedule.log_snr(torch.tensor([1.0, 1 / total], dtype=torch.float64)).tolist()
@@ -50,11 +55,21 @@ def pipeline_information(
     )
 
 
-def _needed(config: InformationConfig) -> int:
+def _needed(config: InformationConfig, available: int) -> int:
     """Samples that the budget can use."""
-    curve = 2 * config.curve_levels * config.curve_batches
-    batches = max((config.calls - curve) // (2 * config.levels), config.curve_batches)
-    return batches * config.batch_size
+    curve, batch = 2 * config.curve_levels * config.curve_batches, 2 * config.levels
+    batches = (config.calls - curve) // batch
+    if batches < 1:
+        raise InputError(
+            f"{config.calls} calls are too few: the curve takes {curve} and one batch of the integrals {batch}; "
+            f"give at least {curve + batch}, or fewer curve levels, curve batches or levels"
+        )
+    if available < config.curve_batches * config.batch_size:
+        raise InputError(
+            f"{available} images are too few for the curve's {config.curve_batches} batches of {config.batch_size}: "
+            "give more, or fewer or smaller batches"
+        )
+    return max(batches, config.curve_batches) * config.batch_size
 
 
 def information_values(profile: InformationProfile) -> dict[str, Any]:

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from logsnr.core.errors import BrokenError, InputError, MissingError, UnsupportedError
-from logsnr.core.types import Level
 from logsnr.models.denoiser import Conditioning, NetworkDenoiser, select_rows
 from logsnr.models.replay import replaying
-from logsnr.schedules.scheduler_config import from_scheduler_config, kind_of
+from logsnr.schedules.scheduler_config import from_scheduler_config, kind_of, timestep_of
 
 Pipeline = StableDiffusionPipeline | StableDiffusion3Pipeline
 
@@ -33,7 +32,7 @@ def open_pipeline(model: str | Path) -> Pipeline:
     """
     path = Path(model)
     if path.is_dir():
-        pipe = _guarded(f"{path} is no complete diffusers pipeline", DiffusionPipeline.from_pretrained, path)
+        pipe = _guarded(f"{path} is no complete diffusers pipeline", _from_folder, path)
     elif path.suffix == ".safetensors" and path.is_file():
         pipe = _guarded(f"{path} cannot be loaded", StableDiffusionPipeline.from_single_file, str(path))
     elif path.exists():
@@ -81,6 +80,13 @@ def _guarded(what: str, load: Any, source: Any) -> Any:
         raise BrokenError(f"{what}: {reason}; save it again or download it anew") from error
 
 
+def _from_folder(path: Path, **options: Any) -> Any:
+    """The pipeline of a folder; diffusers wants to be told what its index says: that Stable Diffusion 3 has no T5."""
+    index = DiffusionPipeline.load_config(path)
+    absent = [name for name in ("text_encoder_3", "tokenizer_3") if index.get(name) == [None, None]]
+    return DiffusionPipeline.from_pretrained(path, **options, **dict.fromkeys(absent))
+
+
 @_without_bars()
 def _from_hub(name: str) -> Any:
     try:
@@ -98,19 +104,11 @@ def denoiser_of(pipe: Pipeline, *, guidance_scale: float = 1.0, replay: bool = F
     ``replay`` lets a small network run as a recorded graph after some calls of one shape; the numbers are the same.
     """
     config = pipe.scheduler.config
-    total = int(config.get("num_train_timesteps", 1000))
     schedule, kind = from_scheduler_config(config), kind_of(config)
     network, module = _network(pipe)
     if replay:
         network = replaying(module, network)
-    flow = kind == "flow"
-    return NetworkDenoiser(
-        network,
-        schedule,
-        kind,
-        lambda at: at.t * total if flow else _timestep(at, total),
-        guidance_scale=guidance_scale,
-    )
+    return NetworkDenoiser(network, schedule, kind, lambda at: timestep_of(config, at), guidance_scale=guidance_scale)
 
 
 def network_of(pipe: Pipeline) -> nn.Module:
@@ -134,11 +132,6 @@ def _network(pipe: Pipeline) -> tuple[Callable[..., Tensor], nn.Module]:
         return unet(xt.to(dtype), timestep, return_dict=False, **cond)[0].to(xt.dtype)
 
     return cross, unet
-
-
-def _timestep(at: Level, total: int) -> float:
-    """The timestep of a discrete chain; between its points the network's embedding interpolates."""
-    return max(0.0, round(at.t * total - 1, 6))
 
 
 @torch.no_grad()

@@ -255,6 +255,10 @@ class DiscreteVP(VariancePreserving):
         finite = log_noise.isfinite()
         return times[finite], log_noise[finite]
 
+    @property
+    def t_min(self) -> float:
+        return 1 / len(self.betas)
+
     def log_snr(self, t: Tensor) -> Tensor:
         times, logs = self._table
         t = t.double()
@@ -293,10 +297,25 @@ def zero_terminal(base: DiscreteVP) -> DiscreteVP:
 
 
 @dataclass(frozen=True)
-class ZeroTerminal(VariancePreserving):
-    """A member with alpha shifted and scaled to go from 1 to exactly 0 (2305.08891, in continuous time)."""
+class Derived(Schedule):
+    """The law of log-SNR over time of another member; what derives from it changes the law or the scale."""
 
     base: Schedule
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        return self.base.log_snr(t)
+
+    def t_of(self, log_snr: Tensor) -> Tensor:
+        return self.base.t_of(log_snr)
+
+    @property
+    def t_min(self) -> float:
+        return self.base.t_min
+
+
+@dataclass(frozen=True)
+class ZeroTerminal(Derived, VariancePreserving):
+    """A member with alpha shifted and scaled to go from 1 to exactly 0 (2305.08891, in continuous time)."""
 
     @property
     def _last(self) -> float:
@@ -314,13 +333,12 @@ class ZeroTerminal(VariancePreserving):
 
 
 @dataclass(frozen=True)
-class Shifted(Schedule):
+class Shifted(Derived):
     """A member with its log_snr moved by -2 log(factor), on the same curve of (alpha, sigma): only time changes.
 
     Resolution shift (2301.11093) and the shift of SD3 (2403.03206) are this.
     """
 
-    base: Schedule
     factor: float = 1.0
 
     def log_snr(self, t: Tensor) -> Tensor:
@@ -334,17 +352,10 @@ class Shifted(Schedule):
 
 
 @dataclass(frozen=True)
-class TotalVariance(VariancePreserving):
+class TotalVariance(Derived, VariancePreserving):
     """The log_snr of a member with any total standard deviation ``scale(log_snr)`` (2502.08598)."""
 
-    base: Schedule
     scale: Callable[[Tensor], Tensor] = torch.ones_like
-
-    def log_snr(self, t: Tensor) -> Tensor:
-        return self.base.log_snr(t)
-
-    def t_of(self, log_snr: Tensor) -> Tensor:
-        return self.base.t_of(log_snr)
 
     def coefficients(self, log_snr: Tensor) -> tuple[Tensor, Tensor]:
         scale = self.scale(log_snr.double())
@@ -353,13 +364,18 @@ class TotalVariance(VariancePreserving):
 
 
 @dataclass(frozen=True)
-class InVE(Exploding):
+class InVE(Derived, Exploding):
     """The log_snr of a member at alpha = 1; of ``Cosine`` it is EDM's form of iDDPM."""
 
-    base: Schedule
 
-    def log_snr(self, t: Tensor) -> Tensor:
-        return self.base.log_snr(t)
+@dataclass(frozen=True)
+class Preconditioned(Derived):
+    """The log_snr of a member in the scale that EDM's networks read: unit variance for data of ``data_std``.
 
-    def t_of(self, log_snr: Tensor) -> Tensor:
-        return self.base.t_of(log_snr)
+    alpha = c_in and sigma = c_in s, with s = sigma / alpha of the member (2206.00364).
+    """
+
+    data_std: float = 0.5
+
+    def coefficients(self, log_snr: Tensor) -> tuple[Tensor, Tensor]:
+        return Trig(self.data_std).coefficients(log_snr)

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor
 
 from logsnr.core.errors import InputError
 from logsnr.core.types import Level, Prediction
 
-Kind = Literal["eps", "x0", "v", "flow", "score", "F"]
+
+class EDMOutput(str):
+    """A kind that carries a number: EDM's raw output F for data of deviation ``data_std``, or -F (``sign`` -1)."""
+
+    def __new__(cls, data_std: float, sign: float = 1.0) -> EDMOutput:
+        self = super().__new__(cls, f"{'-' if sign < 0 else ''}F of data {data_std:g}")
+        self.data_std, self.sign = data_std, sign
+        return self
+
+    data_std: float
+    sign: float
+
+
+Kind = Literal["eps", "x0", "v", "flow", "score", "F"] | EDMOutput
+_NAMES = ("eps", "x0", "v", "flow", "score", "F")
 
 
 @dataclass(frozen=True)
@@ -41,14 +55,15 @@ def meaning(kind: Kind, level: Level, *, data_std: float = 1.0, rates: tuple[flo
         return Linear(-sigma, alpha)
     if kind == "flow":
         return Linear(*rates)
-    if kind == "F":
-        scale = math.hypot(data_std * alpha, sigma)
+    if kind == "F" or isinstance(kind, EDMOutput):
+        data_std, sign = (kind.data_std, kind.sign) if isinstance(kind, EDMOutput) else (data_std, 1.0)
+        scale = sign * math.hypot(data_std * alpha, sigma)
         return Linear(sigma / (data_std * scale), -data_std * alpha / scale)
     if kind == "score":
         if sigma == 0:
             raise InputError("a score is infinite at sigma = 0: stop at a level with some noise")
         return Linear(0.0, -1 / sigma)
-    raise InputError(f"unknown prediction kind {kind!r}: use one of {', '.join(get_args(Kind))}")
+    raise InputError(f"unknown prediction kind {kind!r}: use one of {', '.join(_NAMES)}")
 
 
 def x0_weights(kind: Kind, level: Level) -> tuple[float, float]:

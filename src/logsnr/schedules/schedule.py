@@ -53,6 +53,11 @@ class Schedule(Protocol):
         return self.sigma(t) * (-_slope(self.log_snr, t)).sqrt()
 
     @property
+    def t_min(self) -> float:
+        """The least time at which a network of this schedule was trained: 0, or that of a chain's first timestep."""
+        return 0.0
+
+    @property
     def prior_std(self) -> float:
         """Standard deviation of the noise at t = 1."""
         return self.sigma(torch.ones((), dtype=torch.float64)).item()

@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import DDPMScheduler
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from logsnr.core.errors import InputError, UnsupportedError
 from logsnr.core.types import Level
-from logsnr.schedules.families import DiscreteVP, Flow, zero_terminal
-from logsnr.schedules.grids import DATA, check_grid, check_steps
-from logsnr.schedules.prediction import Kind
+from logsnr.schedules.families import EDM, VE, DiscreteVP, Flow, Preconditioned, zero_terminal
+from logsnr.schedules.grids import DATA, check_grid, check_steps, grid_of_noise
+from logsnr.schedules.origins import BETAS, NOT_MAPPED, edm_exponent, first_line, is_edm, is_flow, origin_of
+from logsnr.schedules.prediction import EDMOutput, Kind
 from logsnr.schedules.schedule import Schedule
 
 _KINDS: Mapping[str, Kind] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
-_BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
-_OTHER_NETWORKS: Mapping[str, str] = {
-    "FlowMapEulerDiscreteScheduler": "its network maps between two times",
-    "HeliosDMDScheduler": "it works in stages of several resolutions",
-    "HeliosScheduler": "it works in stages of several resolutions",
-    "MiniMaxH3Scheduler": "its network points to the data and counts time from the noise",
-    "PiflowScheduler": "its network makes several predictions at once",
-}
-
-
-def is_flow(config: Mapping[str, Any]) -> bool:
-    """Whether the configuration belongs to a flow model: flow-match schedulers have no betas."""
-    return config.get("prediction_type") == "flow_prediction" or ("shift" in config and "beta_start" not in config)
 
 
 def kind_of(config: Mapping[str, Any]) -> Kind:
@@ -44,22 +29,33 @@ def kind_of(config: Mapping[str, Any]) -> Kind:
     """
     if is_flow(config):
         return "flow"
-    name = config.get("prediction_type", "epsilon")
-    if name not in _KINDS:
-        raise UnsupportedError(f"prediction_type {name!r} is not known: use one of {', '.join(_KINDS)}")
+    name, edm = config.get("prediction_type", "epsilon"), is_edm(config)
+    known = ("epsilon", "v_prediction") if edm else tuple(_KINDS)
+    if name not in known:
+        raise UnsupportedError(f"prediction_type {name!r} is not known: use one of {', '.join(known)}")
+    if edm:
+        return EDMOutput(float(config["sigma_data"]), 1.0 if name == "epsilon" else -1.0)
     return _KINDS[name]
 
 
 def from_scheduler_config(config: Mapping[str, Any]) -> Schedule:
     """The schedule that a network with this diffusers scheduler configuration was trained on.
 
+    Networks with EDM's preconditioning are read in the scale that they see.
+
     Raises:
-        UnsupportedError: the configuration has no betas and is of no flow model, or an option that cannot be honoured.
+        UnsupportedError: the configuration has no betas and is of no flow or EDM model, or an option that cannot be
+            honoured.
     """
     _check_mapped(config)
     if is_flow(config):
         return Flow()
-    given = {name: config[name] for name in _BETAS if config.get(name) is not None}
+    if is_edm(config):
+        low, high = float(config["sigma_min"]), float(config["sigma_max"])
+        geometric = config["sigma_schedule"] == "exponential"
+        law = VE(low, high) if geometric else EDM(low, high, edm_exponent(config))
+        return Preconditioned(law, float(config["sigma_data"]))
+    given = {name: config[name] for name in BETAS if config.get(name) is not None}
     try:
         betas = DDPMScheduler(**given).betas
     except NotImplementedError as error:
@@ -71,8 +67,8 @@ def from_scheduler_config(config: Mapping[str, Any]) -> Schedule:
 def _check_mapped(config: Mapping[str, Any]) -> None:
     """Refuse what a schedule and a prediction kind cannot say."""
     name, flow = config.get("origin") or origin_of(config) or "this scheduler", is_flow(config)
-    if name in _OTHER_NETWORKS:
-        raise UnsupportedError(f"{name} is not mapped, for {_OTHER_NETWORKS[name]}: keep it, or use a plain flow model")
+    if name in NOT_MAPPED:
+        raise UnsupportedError(f"{name} is not mapped, for {NOT_MAPPED[name]}: keep it, or use another model")
     refused = {
         "invert_sigmas": flow and config.get("invert_sigmas"),
         "timestep_type": config.get("timestep_type") == "continuous" and kind_of(config) == "v",
@@ -80,9 +76,27 @@ def _check_mapped(config: Mapping[str, Any]) -> None:
     }
     for option in (option for option, holds in refused.items() if holds):
         raise UnsupportedError(f"{name} has {option}={config[option]!r}, which cannot be honoured: keep that scheduler")
-    if not flow and all(config.get(option) is None for option in ("beta_start", "beta_schedule", "trained_betas")):
-        has = "sigmas instead of betas" if "sigma_max" in config or "sigma_data" in config else "no betas and no flow"
-        raise UnsupportedError(f"{name} has {has}, which is not mapped: use a model with betas or flow")
+    has_betas = any(config.get(option) is not None for option in ("beta_start", "beta_schedule", "trained_betas"))
+    if not (flow or has_betas or is_edm(config)):
+        raise UnsupportedError(
+            f"{name} has no betas, no flow and not EDM's preconditioning, so that its schedule is not known: keep it"
+        )
+
+
+def timestep_of(config: Mapping[str, Any], level: Level) -> float:
+    """What the network of a configuration is told at a level: its timestep, or EDM's log(sigma / alpha) / 4."""
+    if is_edm(config):
+        return -level.log_snr / 8
+    total = int(config.get("num_train_timesteps", 1000))
+    return level.t * total if is_flow(config) else max(0.0, round(level.t * total - 1, 6))
+
+
+def time_of(config: Mapping[str, Any], schedule: Schedule, timestep: float) -> float:
+    """The time in the schedule at which the network is told ``timestep``: the inverse of ``timestep_of``."""
+    if is_edm(config):
+        return float(schedule.t_of(torch.tensor(-8 * timestep, dtype=torch.float64)))
+    total = int(config.get("num_train_timesteps", 1000))
+    return timestep / total if is_flow(config) else (timestep + 1) / total
 
 
 def _with_noise(chain: DiscreteVP, scale: float) -> DiscreteVP:
@@ -95,77 +109,11 @@ def _with_noise(chain: DiscreteVP, scale: float) -> DiscreteVP:
     return DiscreteVP(tuple((1 - ratios).tolist()))
 
 
-def origin_of(config: Mapping[str, Any]) -> str:
-    """The scheduler class that a configuration belongs to; "" if nothing tells.
-
-    Files name it. A live scheduler's configuration does not, but begins with the arguments of its constructor.
-    """
-    if isinstance(config.get("_class_name"), str):
-        return config["_class_name"]
-    keys, found = [name for name in config if not name.startswith("_")], []
-    for kind in _scheduler_kinds(SchedulerMixin):
-        names, name = parameters(kind), kind.__name__
-        if names and keys[: len(names)] == list(names):
-            unchosen = [option for option in config.get("_use_default_values") or () if option in names]
-            agrees = all(config[option] == names[option] for option in unchosen)
-            found.append((len(names), agrees, name not in _OTHER_NETWORKS, -len(name), name))
-    return max(found)[-1] if found else ""
-
-
-def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """All that another scheduler's configuration says, the defaults of its class included.
-
-    Added are ``origin``, the class, and ``origin_defaults``: what nobody chose, which diffusers drops when a
-    configuration changes class. Betas stay, for the network was trained with them.
-    """
-    origin, unchosen = origin_of(config), config.get("_use_default_values") or ()
-    kind = _kind_named(origin)
-    defaults = {name: default for name, default in parameters(kind).items() if name not in config} if kind else {}
-    settings = {**defaults, **{name: value for name, value in config.items() if not name.startswith("_")}}
-    dropped = sorted(name for name in {*defaults, *unchosen} if name not in _BETAS)
-    return {**settings, "origin": origin, "origin_defaults": dropped}
-
-
-def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
-    """A diffusers scheduler of the class ``name`` with the settings of ``settings_of``, as diffusers would convert it.
-
-    Raises:
-        UnsupportedError: there is no such class, or it cannot be made from the settings.
-    """
-    kind = _kind_named(name)
-    if kind is None:
-        raise UnsupportedError(f"diffusers has no scheduler {name}: choose a grid that needs none, such as tangent")
-    options, flow = parameters(kind), is_flow(config)
-    has_betas = any(option in options for option in _BETAS[1:])
-    if not ("use_flow_sigmas" in options or not has_betas if flow else has_betas):
-        network = "flow models" if flow else "networks with betas"
-        raise UnsupportedError(f"{name} is not for {network}: choose another preset, or a grid such as tangent")
-    dropped = () if name == config.get("origin") else config.get("origin_defaults") or ()
-    given = {option: config[option] for option in options if option in config and option not in dropped}
-    if flow and "use_flow_sigmas" in options:
-        given["use_flow_sigmas"] = True
-    try:
-        return kind(**given)
-    except (ImportError, ValueError, NotImplementedError) as error:
-        raise UnsupportedError(f"{name} cannot be made: {_first_line(error)}; choose a grid such as tangent") from error
-
-
-def parameters(kind: Any) -> dict[str, Any]:
-    """The settings of a scheduler class with their defaults."""
-    listed = inspect.signature(kind.__init__).parameters.values()
-    return {each.name: each.default for each in listed if each.name not in ("self", "args", "kwargs")}
-
-
-def _kind_named(name: str) -> Any:
-    """The scheduler class of diffusers, or of anybody who derives from its mixin."""
-    known = (kind for kind in _scheduler_kinds(SchedulerMixin) if kind.__name__ == name)
-    return getattr(diffusers, name, None) if name and hasattr(diffusers, name) else next(known, None)
-
-
-def _scheduler_kinds(kind: Any) -> Iterator[Any]:
-    for derived in kind.__subclasses__():
-        yield derived
-        yield from _scheduler_kinds(derived)
+def rule_of(config: Mapping[str, Any]) -> str:
+    """The name of the grid that a scheduler with this configuration follows, if it says so; else "scheduler"."""
+    rules = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "log-snr", "use_beta_sigmas": "beta"}
+    own = config.get("grid", "scheduler")
+    return next((rule for flag, rule in rules.items() if config.get(flag)), own) if own == "scheduler" else own
 
 
 def scheduler_grid(
@@ -193,15 +141,11 @@ def scheduler_grid(
         given = {option: value for option, value in (("mu", mu), ("sigmas", sigmas)) if value is not None}
         visited.set_timesteps(**({} if sigmas is not None else {"num_inference_steps": steps}), **given)
     except (ValueError, AssertionError, IndexError, TypeError, ZeroDivisionError) as error:
-        raise InputError(f"{name} cannot take {steps} steps: {_first_line(error)}") from error
+        raise InputError(f"{name} cannot take {steps} steps: {first_line(error)}") from error
     levels = _read(visited, schedule)
     if len(levels) != steps + 1:
         raise InputError(f"{name} visits {len(levels) - 1} levels in {steps} steps: take fewer steps or another grid")
     return levels
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _read(visited: Any, schedule: Schedule) -> list[Level]:
@@ -211,6 +155,8 @@ def _read(visited: Any, schedule: Schedule) -> list[Level]:
         raise UnsupportedError(f"{type(visited).__name__} goes from data to noise: use a scheduler that generates")
     if sigmas is None or len(sigmas) < len(timesteps):
         return _read_chain(visited, timesteps)
+    if is_edm(visited.config):
+        return _read_sigmas(schedule, sigmas.tolist())
     flow, total = is_flow(visited.config), int(visited.config.get("num_train_timesteps", 1000))
     found: dict[float, float] = {}
     for timestep, sigma in zip(timesteps, sigmas.tolist(), strict=False):
@@ -222,6 +168,11 @@ def _read(visited: Any, schedule: Schedule) -> list[Level]:
     last = float(sigmas[-1])
     ends_clean = last == 0 or last >= min(found)  # a last step to where it already is becomes one to the data
     return check_grid([*levels, DATA if ends_clean else _level(1 / total, last, flow=flow)])
+
+
+def _read_sigmas(schedule: Schedule, sigmas: Sequence[float]) -> list[Level]:
+    """The levels at values of sigma / alpha; a last step to where it already is becomes one to the data."""
+    return grid_of_noise(schedule, list(dict.fromkeys(sigma for sigma in sigmas if sigma > 0)))
 
 
 def _level(t: float, sigma: float, *, flow: bool) -> Level:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from logsnr.core.types import Level
 from logsnr.models.pipeline import Pipeline, denoiser_of
 from logsnr.schedules.prediction import check_start
 from logsnr.solvers.config import SampleConfig
-from logsnr.solvers.exponential import Exponential
 from logsnr.solvers.sample import make_run
+from logsnr.solvers.visits import multistep_visits
 from logsnr.solvers.weights import StepWeights
 
 
@@ -20,13 +19,14 @@ from logsnr.solvers.weights import StepWeights
 class Explanation:
     """Levels (steps + 1), the timestep told to the network and the weights of each step.
 
-    A step reads x_next = linear * x + sum of values[j] * r_j + noise * n, r_0 being the newest evaluation.
+    A step reads x_next = linear * x + sum of values[j] * r_j + noise * n, r_0 being the newest evaluation. With the
+    corrector, ``corrected`` holds the step that led to a level in the same way, taken again once r_0 is known there.
     """
 
     levels: list[Level]
     timesteps: list[float]
     weights: list[StepWeights]
-    flow: bool
+    corrected: list[StepWeights | None]
 
     def rows(self) -> list[dict[str, Any]]:
         """One JSON-like row a level; infinities are the strings "inf" and "-inf"."""
@@ -34,9 +34,9 @@ class Explanation:
         for index, at in enumerate(self.levels):
             row: dict[str, Any] = {"t": at.t, "alpha": at.alpha, "sigma": at.sigma, "log_snr": at.log_snr}
             if index < len(self.weights):
-                step = self.weights[index]
-                row |= {"timestep": self.timesteps[index], "linear": step.linear}
-                row |= {"values": list(step.values), "noise": step.noise}
+                row |= {"timestep": self.timesteps[index], **_numbers(self.weights[index])}
+                again = self.corrected[index]
+                row |= {"corrected": _numbers(again)} if again else {}
             rows.append({name: _finite(value) for name, value in row.items()})
         return rows
 
@@ -51,12 +51,13 @@ def explain(pipe: Pipeline, *, config: SampleConfig | None = None) -> Explanatio
     levels, solver = make_run(pipe, denoiser.schedule, config or SampleConfig())
     check_start(denoiser.kind, levels[0])
     timesteps = [denoiser.timestep_of(level) for level in levels[:-1]]
-    weights, history = [], ()
-    for step, (here, there) in enumerate(pairwise(levels)):
-        nodes = ((here, None), *history)[: solver.order if isinstance(solver, Exponential) else 3]
-        weights.append(solver.weights(here, there, nodes, step))
-        history = nodes if here.alpha else ()
-    return Explanation(levels, timesteps, weights, denoiser.kind == "flow")
+    visits = multistep_visits(solver, denoiser.kind, levels)
+    weights, corrected = [visit.step for visit in visits], [visit.repair for visit in visits]
+    return Explanation(levels, timesteps, weights, corrected)
+
+
+def _numbers(step: StepWeights) -> dict[str, Any]:
+    return {"linear": step.linear, "values": list(step.values), "noise": step.noise}
 
 
 def _finite(value: Any) -> Any:

@@ -6,7 +6,8 @@ The step itself is three lines of tensors; ``weights`` computes its coefficients
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from logsnr.core.errors import InputError
 from logsnr.core.types import Denoiser, Level
 from logsnr.schedules.curve import Curve
 from logsnr.solvers.backward import Rho, check_rho, is_noisy, rho_of_step
-from logsnr.solvers.weights import Array, StepWeights, step_weights
+from logsnr.solvers.weights import Array, StepWeights, combine, step_weights
 
 LinearPart = Literal["x0", "eps", "F"] | Curve
 
@@ -27,9 +28,9 @@ LinearPart = Literal["x0", "eps", "F"] | Curve
 class Memory:
     """What a step leaves to the next: how many were done, the newest evaluations first, and where it came from."""
 
-    step: int
-    history: tuple[tuple[Level, Tensor], ...]
-    before: tuple[Level, Tensor, Tensor | None] | None
+    step: int = 0
+    history: tuple[tuple[Level, Tensor], ...] = ()
+    before: tuple[Level, Tensor, Tensor | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,10 @@ class Exponential:
     ``rho`` is the noise multiplier: a number, one a step, a function of log(alpha / sigma), or a preset; above 0 a step
     needs noise. ``variant`` "heun" integrates the polynomial exactly, "midpoint" is what diffusers' multistep
     DPM-Solver++ does at order 2. ``corrector`` repairs a sample with the evaluation that was made there, at no call.
-    ``linear`` is the part of x0 that is linear in y and integrated exactly: none ("x0"), all of it ("eps"), that of
-    EDM's F, or the mean Jacobian of the denoiser, mmse / (d s^2), as a curve. ``mmse`` (per dimension, a curve) gives
-    order 1 its optimal reverse variance (Analytic-DPM, 2201.06503).
+    ``linear`` says what the polynomial is of: clean data ("x0"), noise ("eps", as in DPM-Solver and DEIS), or x0 less
+    a part that is linear in y and integrated exactly, that of EDM's F ("F") or the mean Jacobian of the denoiser,
+    mmse / (d s^2), as a curve. ``mmse`` (per dimension, a curve) gives order 1 its optimal reverse variance
+    (Analytic-DPM, 2201.06503).
 
     Raises:
         InputError: an order outside 1 to 4, a negative rho, or ``mmse`` above order 1, where it would count twice.
@@ -80,13 +82,13 @@ class Exponential:
         Raises:
             InputError: the step needs noise and got none.
         """
-        memory = memory or Memory(0, (), None)
+        memory = memory or Memory()
         if self.corrector and memory.before:
             x = self._corrected(x, x0, here, memory)
         if there.sigma == 0:
-            return there.alpha * x0, Memory(memory.step + 1, memory.history, None)
+            return there.alpha * x0, Memory(memory.step + 1, memory.history)
         nodes = ((here, self._residual(x, x0, here)), *memory.history)[: self.order]
-        moved = _combine(self.weights(here, there, nodes, memory.step), x, nodes, noise)
+        moved = moved_by(self.weights(here, there, nodes, memory.step), x, nodes, noise)
         kept = nodes if here.alpha else ()
         return moved, Memory(memory.step + 1, kept, (here, x, noise) if self.corrector and here.alpha else None)
 
@@ -106,7 +108,7 @@ class Exponential:
         start, x_start, noise = memory.before
         nodes = ((here, self._residual(x, x0, here)), *memory.history[: max(self.order - 1, 1)])
         levels, rho = tuple(node[0] for node in nodes), rho_of_step(self.rho, memory.step - 1)
-        return _combine(step_weights(start, here, levels, rho, self._part), x_start, nodes, noise)
+        return moved_by(step_weights(start, here, levels, rho, self._part), x_start, nodes, noise)
 
     def _residual(self, x: Tensor, x0: Tensor, here: Level) -> Tensor:
         """x0 without its linear part."""
@@ -135,12 +137,18 @@ class _EDMPart:
         return 1 / (1 + np.exp(-2 * log_ratio) / self.data_std**2)
 
 
-def _combine(weights: StepWeights, x: Tensor, nodes: Any, noise: Tensor | None) -> Tensor:
-    moved = weights.linear * x
-    for weight, (_, value) in zip(weights.values, nodes, strict=False):
-        moved = moved + weight * value
-    if weights.noise:
-        if noise is None:
-            raise InputError("a step with rho > 0 needs noise: pass one standard normal tensor a step")
-        moved = moved + weights.noise * noise
-    return moved
+def check_coarse(order: int, linear: LinearPart, grid: str, steps: int) -> None:
+    """Warn of solvers that few steps on a grid equal in log-SNR ("log-snr") or of Karras ("karras") make worse."""
+    if grid in ("karras", "log-snr", "log-snr-early") and steps < 10 and (order > 2 or isinstance(linear, Curve)):
+        solver = f"order {order}" if order > 2 else "a curve as linear part"
+        warnings.warn(
+            f"{solver} on the grid {grid} extrapolates far with {steps} evaluations and often has more error than "
+            "order 2: use order 2, the grid tangent, a calibrated table, or 10 evaluations and more",
+            stacklevel=3,
+        )
+
+
+def moved_by(weights: StepWeights, x: Tensor, nodes: Sequence[tuple[Level, Tensor]], noise: Tensor | None) -> Tensor:
+    """The step from x, with the evaluations of its nodes."""
+    first, *history = (value for _, value in nodes)
+    return combine(weights, x, first, history, noise)

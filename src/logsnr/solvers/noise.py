@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
+import torch
+from scipy import integrate
 from torch import Tensor
 
-from logsnr.core.random import sample_noise
+from logsnr.core.errors import InputError
+from logsnr.core.random import NoisePath, sample_noise
 from logsnr.core.types import Level
+from logsnr.solvers.backward import Rho, rho_of_step
+
+StepNoise = Callable[[Sequence[int], Sequence[int], int], Tensor]
+"""Standard normal noise (len(seeds), *shape) of (seeds, shape, step)."""
 
 
 def start_noise(seeds: Sequence[int], shape: Sequence[int], start: Level) -> Tensor:
@@ -16,5 +26,66 @@ def start_noise(seeds: Sequence[int], shape: Sequence[int], start: Level) -> Ten
 
 
 def step_noise(seeds: Sequence[int], shape: Sequence[int], step: int) -> Tensor:
-    """Standard normal noise (len(seeds), *shape) of one step."""
+    """Standard normal noise (len(seeds), *shape) of one step, independent of every other step."""
     return sample_noise(seeds, shape, stream=step)
+
+
+class BrownianNoise:
+    """``step_noise`` of runs that share one Brownian path a seed, however many steps they take.
+
+    Steps draw the path's increments in the solver's own clock of noise, so that the noises of two steps add up to that
+    of one step over both. Within a run they are independent and standard normal.
+    """
+
+    def __init__(self, rho: Rho, levels: Sequence[Level]):
+        self.clock = noise_clock(rho, levels)
+        self._paths: dict[tuple[int, ...], NoisePath] = {}
+
+    def __call__(self, seeds: Sequence[int], shape: Sequence[int], step: int) -> Tensor:
+        """Standard normal noise (len(seeds), *shape) of one step with rho > 0."""
+        rows = {seed: self._increment(seed, shape, step) for seed in dict.fromkeys(seeds)}
+        return torch.stack([rows[seed] for seed in seeds])
+
+    def _increment(self, seed: int, shape: Sequence[int], step: int) -> Tensor:
+        here, there = self.clock[step : step + 2]
+        path = self._paths.setdefault((seed, *shape), NoisePath(seed, shape))
+        if here == -math.inf:
+            return path(there)
+        before = path(here)
+        return (path(there) - math.exp((here - there) / 2) * before) / math.sqrt(-math.expm1(here - there))
+
+
+def noise_clock(rho: Rho, levels: Sequence[Level]) -> list[float]:
+    """The integral of rho^2 over log-SNR, from log-SNR 0 to each level that has noise.
+
+    A step over a gap of this clock keeps exp(-gap) of the variance of the noise and renews the rest.
+    """
+    values, times = [level.log_snr for level in levels if level.sigma], list[float]()
+    for step, value in enumerate(values):
+        if value == -math.inf:
+            times.append(value)
+        elif not times or times[-1] == -math.inf:
+            times.append(_spent(rho, step, 0.0, value))
+        else:
+            times.append(times[-1] + _spent(rho, step - 1, values[step - 1], value))
+    return times
+
+
+def _spent(rho: Rho, step: int, low: float, high: float) -> float:
+    """The integral of rho^2 over log-SNR, with the rho of one step."""
+    rate = rho_of_step(rho, step)
+    if not callable(rate):
+        return rate**2 * (high - low)
+    return 2 * integrate.quad(lambda ratio: float(rate(np.asarray(ratio))) ** 2, low / 2, high / 2, limit=200)[0]
+
+
+def seeds_of(generators: Any, count: int) -> list[int]:
+    """The seeds of ``count`` samples from one generator each: a list, or a single one for a single sample.
+
+    Raises:
+        InputError: there are not as many generators.
+    """
+    listed = generators if isinstance(generators, list | tuple) else [generators] if generators else []
+    if len(listed) != count:
+        raise InputError("Brownian noise belongs to seeds: call set_seeds, or pass one generator a sample")
+    return [each.initial_seed() for each in listed]

@@ -9,10 +9,12 @@ from typing import Any, Literal
 from torch import Tensor
 
 from logsnr.core.errors import InputError
-from logsnr.core.types import Denoiser, Level
+from logsnr.core.types import Denoiser, Level, Prediction
 from logsnr.schedules.schedule import Schedule, levels_of
 from logsnr.solvers.kernel import kernel_step
 from logsnr.solvers.weights import polynomial_weights
+
+Frame = Literal["ve", "flow"]
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,13 @@ class DDIM:
 class Heun:
     """Euler (one call) or Heun (two calls, one in the last step) in plain coordinates, with EDM's churn (2206.00364).
 
-    ``frame`` "ve" steps x / alpha in sigma / alpha, "flow" steps x / (alpha + sigma) in sigma / (alpha + sigma).
+    ``frame`` "ve" steps x / alpha in sigma / alpha, "flow" steps x / (alpha + sigma) in sigma / (alpha + sigma). From
+    infinite noise "ve" takes one Euler step of the other.
     ``churn`` first raises sigma / alpha of a step by that share, between ``churn_min`` and ``churn_max``, along the
     ``schedule`` that the denoiser was trained on.
     """
 
-    frame: Literal["ve", "flow"] = "ve"
+    frame: Frame = "ve"
     euler: bool = False
     churn: float = 0.0
     churn_min: float = 0.0
@@ -71,25 +74,13 @@ class Heun:
     ) -> tuple[Tensor, None]:
         if self.churn and here.alpha and self.churn_min <= here.sigma / here.alpha <= self.churn_max:
             x, here = self._churned(x, here, noise)
-        slope, x0 = self._slope(denoiser, x, here)
-        if here.alpha == 0 and self.frame == "ve":
-            return there.sigma / here.sigma * x + there.alpha * x0, None
-        start, step = x / self._scale(here), self._place(there) - self._place(here)
-        moved = start + step * slope
-        if not self.euler and there.sigma:
-            after, _ = self._slope(denoiser, moved * self._scale(there), there)
-            moved = start + step / 2 * (slope + after)
-        return moved * self._scale(there), None
-
-    def _slope(self, denoiser: Denoiser, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-        found = denoiser(x, level)
-        return (found.eps if self.frame == "ve" else found.eps - found.x0), found.x0
-
-    def _scale(self, level: Level) -> float:
-        return level.alpha if self.frame == "ve" else level.alpha + level.sigma
-
-    def _place(self, level: Level) -> float:
-        return level.sigma / self._scale(level)
+        frame: Frame = self.frame if here.alpha else "flow"
+        kept, way = slope_weights(here, there, frame)
+        slope = _slope(denoiser(x, here), frame)
+        moved = kept * x + way * slope
+        if self.euler or not there.sigma or frame != self.frame:
+            return moved, None
+        return kept * x + way / 2 * (slope + _slope(denoiser(moved, there), frame)), None
 
     def _churned(self, x: Tensor, here: Level, noise: Tensor | None) -> tuple[Tensor, Level]:
         if noise is None:
@@ -98,6 +89,21 @@ class Heun:
         raised = levels_of(self.schedule, [here.log_snr - 2 * math.log1p(self.churn)])[0]
         added = here.sigma / here.alpha * math.sqrt((1 + self.churn) ** 2 - 1)
         return raised.alpha * (x / here.alpha + self.noise_scale * added * noise), raised
+
+
+def frame_scale(level: Level, frame: Frame) -> float:
+    """What x is divided by in a frame."""
+    return level.alpha if frame == "ve" else level.alpha + level.sigma
+
+
+def slope_weights(here: Level, there: Level, frame: Frame) -> tuple[float, float]:
+    """Factors of x and of the slope in an Euler step; the slope is eps in "ve", eps - x0 in "flow"."""
+    kept = frame_scale(there, frame) / frame_scale(here, frame)
+    return kept, there.sigma - kept * here.sigma
+
+
+def _slope(found: Prediction, frame: Frame) -> Tensor:
+    return found.eps if frame == "ve" else found.eps - found.x0
 
 
 @dataclass(frozen=True)

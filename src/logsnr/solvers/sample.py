@@ -19,9 +19,9 @@ from logsnr.models.pipeline import Pipeline, decode_latents, denoiser_of, encode
 from logsnr.schedules.grids import GRIDS
 from logsnr.schedules.prediction import check_start
 from logsnr.schedules.schedule import Schedule
-from logsnr.schedules.scheduler_config import scheduler_grid
+from logsnr.schedules.scheduler_config import rule_of, scheduler_grid
 from logsnr.solvers.config import SampleConfig
-from logsnr.solvers.exponential import Exponential
+from logsnr.solvers.exponential import Exponential, check_coarse
 from logsnr.solvers.noise import start_noise, step_noise
 from logsnr.solvers.scheduler import SNRScheduler
 from logsnr.solvers.table import Tabulated, load_table
@@ -90,6 +90,8 @@ def make_solver(config: SampleConfig) -> Exponential:
 def make_run(pipe: Pipeline, schedule: Schedule, config: SampleConfig) -> tuple[list[Level], Exponential | Tabulated]:
     """The levels and the solver of a sampling run; a solver table brings both.
 
+    A high order on few steps of a grid that does not suit it is warned of.
+
     Raises:
         InputError: the table was made for another network or guidance.
     """
@@ -97,7 +99,10 @@ def make_run(pipe: Pipeline, schedule: Schedule, config: SampleConfig) -> tuple[
         table = load_table(config.solver)
         table.check_model(fingerprint(network_of(pipe)), config.guidance_scale)
         return table.levels(schedule), table.solver()
-    return make_grid(schedule, pipe.scheduler, config), make_solver(config)
+    grid, solver = make_grid(schedule, pipe.scheduler, config), make_solver(config)
+    rule = rule_of(pipe.scheduler.config) if config.grid == "scheduler" else config.grid
+    check_coarse(solver.order, solver.linear, rule, config.steps)
+    return grid, solver
 
 
 def sample(

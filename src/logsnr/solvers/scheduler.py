@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import diffusers
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
@@ -19,18 +19,18 @@ from torch import Tensor
 from logsnr.core.config import to_dict
 from logsnr.core.errors import InputError
 from logsnr.core.types import Level
-from logsnr.schedules import scheduler_config
+from logsnr.schedules import origins, scheduler_config
 from logsnr.schedules.grids import GRIDS, check_grid, grid_of_noise
 from logsnr.schedules.prediction import Kind, check_start
 from logsnr.schedules.schedule import Schedule, levels_at
-from logsnr.solvers.backward import is_noisy
-from logsnr.solvers.exponential import Exponential
-from logsnr.solvers.noise import step_noise
+from logsnr.solvers.exponential import Exponential, check_coarse
+from logsnr.solvers.limits import limit_of
+from logsnr.solvers.noise import seeds_of, step_noise
 from logsnr.solvers.presets import FROM_NOISE, PRESETS
-from logsnr.solvers.table import Tabulated, load_table
-from logsnr.solvers.visits import Visit, combine, heun_visits, multistep_visits
-
-_SOLVER = ("variant", "rho", "corrector", "grid", "preset", "table")
+from logsnr.solvers.settings import make_noise, make_solver, merged
+from logsnr.solvers.table import ESTIMATES, load_table
+from logsnr.solvers.visits import Visit, heun_visits, multistep_visits
+from logsnr.solvers.weights import combine
 
 
 @dataclass
@@ -45,9 +45,12 @@ class SNRScheduler(SchedulerMixin, ConfigMixin):
     """Any schedule with any grid and rho inside a diffusers pipeline.
 
     ``pipe.scheduler = SNRScheduler.from_config(pipe.scheduler.config, rho=0.3)``. ``grid`` "scheduler" visits levels
-    of the scheduler that the configuration came from (``origin``); the others are spaced over the schedule. ``preset``
-    keeps the images of a diffusers scheduler; ``table`` is a calibrated solver (a path or its content). ``rho`` is a
-    number, one a step, or a preset name. Pipelines that pass no generator get per-sample noise through ``set_seeds``.
+    of the scheduler that the configuration came from (``origin``); the others are spaced over the schedule, karras with
+    ``grid_exponent``, which is also where the ``rho`` of EDM's schedulers goes. ``preset`` keeps the images of a
+    diffusers scheduler; ``table`` is a calibrated solver (a path or its content). ``rho`` is a number, one a step, or a
+    preset name. Pipelines that pass no generator get per-sample noise through ``set_seeds``; ``noise`` "brownian" gives
+    runs of different numbers of steps increments of one path a seed. Networks are told the exact time of a level, or
+    with ``integer_timesteps`` the nearest whole timestep.
 
     Raises:
         InputError: an unknown grid or preset, or settings that exclude each other.
@@ -77,21 +80,28 @@ class SNRScheduler(SchedulerMixin, ConfigMixin):
         rho: float | list[float] | str = 0.0,
         corrector: bool = False,
         grid: str = "scheduler",
+        grid_exponent: float = 7.0,
         preset: str = "",
         table: dict[str, Any] | str | Path | None = None,
+        noise: Literal["independent", "brownian"] = "independent",
+        integer_timesteps: bool = False,
         origin: str = "",
         origin_defaults: list[str] | None = None,
     ):
-        for given, what, known in ((grid, "grid", ("scheduler", *GRIDS)), (preset, "preset", ("", *PRESETS))):
+        for given, what, known in (
+            (grid, "grid", ("scheduler", *GRIDS)),
+            (preset, "preset", ("", *PRESETS)),
+            (noise, "noise", ("independent", "brownian")),
+        ):
             if given not in known:
                 raise InputError(f"there is no {what} {given!r}: use one of {', '.join(filter(None, known))}")
         scheduler_config.from_scheduler_config(self.config)  # refuses now, rather than at the first use
         self._preset = PRESETS.get(preset)
         self.table = load_table(table) if table else None
-        self.solver = self._make_solver()
+        self.solver = make_solver(self.config, self.table)
         self._own_grid = self.table is not None or grid != "scheduler"
         self.register_to_config(table=to_dict(self.table) if self.table else None)
-        if scheduler_config.is_flow(self.config):  # else pipelines of the Flux family would pass sigmas of their own
+        if origins.is_flow(self.config):  # else pipelines of the Flux family would pass sigmas of their own
             self.register_to_config(use_flow_sigmas=self._own_grid or use_flow_sigmas)
         self.order = 2 if self._preset and self._preset.two_calls else 1
         self.num_inference_steps: int | None = None
@@ -99,22 +109,6 @@ class SNRScheduler(SchedulerMixin, ConfigMixin):
         self.timesteps, self.sigmas = torch.arange(num_train_timesteps - 1, -1, -1), torch.empty(0)
         self._seeds: list[int] = []
         self._rest(0)
-
-    def _make_solver(self) -> Exponential | Tabulated:
-        """The solver of the settings, which must not contradict each other."""
-        preset, config = self._preset, self.config
-        rho, corrector = config["rho"], config["corrector"]
-        if callable(rho):
-            raise InputError("rho cannot be a function in a configuration: give a number, one a step, or a preset")
-        noiseless = self.table or (preset and preset.two_calls)
-        if (noiseless and is_noisy(rho)) or ((preset or self.table) and corrector) or (preset and self.table):
-            name = f"preset {config['preset']!r}" if preset else "a solver table"
-            raise InputError(f"{name} is a solver of its own: drop the rho, corrector or table beside it")
-        if self.table:
-            return self.table.solver()
-        if preset:
-            return Exponential(preset.order, rho, preset.variant)
-        return Exponential(config["solver_order"], rho, config["variant"], corrector)
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
@@ -124,25 +118,7 @@ class SNRScheduler(SchedulerMixin, ConfigMixin):
             InputError: a setting that neither class has, or that contradicts another.
             UnsupportedError: a configuration that cannot be mapped.
         """
-        config = dict(config or {})
-        if scheduler_config.origin_of(config) not in ("", cls.__name__):
-            config = scheduler_config.settings_of(config)
-            scheduler_config.from_scheduler_config(config)
-            config = {name: value for name, value in config.items() if name not in _SOLVER}  # of an earlier conversion
-            config["_class_name"] = config["origin"]
-        preset, known = PRESETS.get(kwargs.get("preset", "")), {*config, *scheduler_config.parameters(cls)}
-        if preset:
-            known |= set(scheduler_config.parameters(getattr(diffusers, preset.origin)))
-        if unknown := sorted(set(kwargs) - known):
-            raise InputError(f"neither SNRScheduler nor the scheduler before it has a setting {unknown[0]!r}: drop it")
-        if preset:
-            if "solver_order" in kwargs or "variant" in kwargs:
-                raise InputError(f"preset {kwargs['preset']!r} has its own solver_order and variant: drop them")
-            kwargs.setdefault("rho", preset.rho)
-        config["origin_defaults"] = [name for name in config.get("origin_defaults") or () if name not in kwargs]
-        if scheduler_config.is_flow(config):
-            config["prediction_type"] = "flow_prediction"
-        return super().from_config({**config, **kwargs}, return_unused_kwargs)
+        return super().from_config(merged(config or {}, kwargs, cls), return_unused_kwargs)
 
     @cached_property
     def schedule(self) -> Schedule:
@@ -159,7 +135,7 @@ class SNRScheduler(SchedulerMixin, ConfigMixin):
         """The diffusers scheduler whose levels the grid "scheduler" visits."""
         usual = "FlowMatchEulerDiscreteScheduler" if self.kind == "flow" else "DPMSolverMultistepScheduler"
         name = self._preset.origin if self._preset else self.config["origin"] or usual
-        return scheduler_config.make_scheduler(name, self.config)
+        return origins.make_scheduler(name, self.config)
 
     @property
     def step_index(self) -> int | None:
@@ -194,7 +170,9 @@ class SNRScheduler(SchedulerMixin, ConfigMixin):
                 raise InputError(f"the solver table has {self.table.steps} steps, not {steps}: calibrate for {steps}")
             return self.table.levels(self.schedule)
         if self._own_grid:
-            return GRIDS[self.config["grid"]](self.schedule, steps)
+            name = self.config["grid"]
+            options = {"grid_exponent": self.config["grid_exponent"]} if name == "karras" else {}
+            return GRIDS[name](self.schedule, steps, **options)
         if sigmas is not None and self.kind != "flow":
             return grid_of_noise(self.schedule, [value for value in sigmas if value > 0])
         return scheduler_config.scheduler_grid(self._origin, self.schedule, steps, mu=mu, sigmas=sigmas)
@@ -221,6 +199,9 @@ class SNRScheduler(SchedulerMixin, ConfigMixin):
             self.levels = self.grid_of(len(sigmas), mu=mu, sigmas=[float(value) for value in sigmas])
         elif num_inference_steps is not None:
             self.levels = self.grid_of(num_inference_steps, mu=mu)
+            if isinstance(self.solver, Exponential) and not self.table:
+                rule = scheduler_config.rule_of(self.config)
+                check_coarse(self.solver.order, self.solver.linear, rule, num_inference_steps)
         else:
             raise InputError("set_timesteps needs a number of steps, timesteps or sigmas: pass one of them")
         check_start(self.kind, self.levels[0])
@@ -230,13 +211,15 @@ class SNRScheduler(SchedulerMixin, ConfigMixin):
         self.sigmas = torch.tensor([self._sigma(level) for level in [*self._stops, self.levels[-1]]])
         self.timesteps = self._timesteps().to(device)
         self._marks = self.timesteps.tolist()
+        self._draw = make_noise(self.config, self.levels)
         self.init_noise_sigma = self._start_scale()
 
     def _rest(self, begin: int) -> None:
         """Stand before visit ``begin`` with nothing behind, the numbers of all steps ahead computed."""
-        if self._preset and self._preset.two_calls:
-            self._visits: list[Visit] = heun_visits(self.kind, self.levels, self._preset.two_calls, begin)
-        else:
+        self._visits: list[Visit] = []
+        if self.levels and self._preset and self._preset.two_calls:
+            self._visits = heun_visits(self.kind, self.levels, self._preset.two_calls, begin)
+        elif self.levels:
             self._visits = multistep_visits(self.solver, self.kind, self.levels, begin)
         self._first, self._begin, self._index = begin, None, None
         self._history: tuple[Tensor, ...] = ()
@@ -244,22 +227,28 @@ class SNRScheduler(SchedulerMixin, ConfigMixin):
         self._drawn: Tensor | None = None
 
     def _timesteps(self) -> Tensor:
-        """What the network is told at its visits: integers where all are whole, else float32."""
-        total, flow = self.config["num_train_timesteps"], self.kind == "flow"
-        told = [level.t * total if flow else max(0.0, level.t * total - 1) for level in self._stops]
-        times = torch.tensor(told, dtype=torch.float64)
-        return times.round().long() if bool((times - times.round()).abs().max() < 1e-6) else times.float()
+        """What the network is told at its visits: integers where all are whole or shall be, else float32."""
+        told = [scheduler_config.timestep_of(self.config, level) for level in self._stops]
+        times, rounded = torch.tensor(told, dtype=torch.float64), self.config["integer_timesteps"]
+        if rounded and origins.is_edm(self.config):
+            raise InputError("networks with EDM's preconditioning are told no whole timesteps: drop integer_timesteps")
+        whole = bool((times - times.round()).abs().max() < 1e-6)
+        return times.round().long() if rounded or whole else times.float()
 
     def _time(self, timestep: float) -> float:
-        total = self.config["num_train_timesteps"]
-        return float(timestep) / total if self.kind == "flow" else (float(timestep) + 1) / total
+        return scheduler_config.time_of(self.config, self.schedule, float(timestep))
 
     def _sigma(self, level: Level) -> float:
         """sigma / alpha, or sigma itself for flow models, where it is t."""
         return level.sigma if self.kind == "flow" else level.sigma / level.alpha if level.alpha else float("inf")
 
     def _start_scale(self) -> float:
-        """The deviation of the start: 1, or that of the noise alone where the scheduler that is kept starts so."""
+        """The deviation of the start: 1, or that of the noise alone where the scheduler that is kept starts so.
+
+        In the scale of a network with EDM's preconditioning it is that of data of unit deviation, as for diffusers.
+        """
+        if origins.is_edm(self.config):
+            return math.hypot(self.levels[0].alpha, self.levels[0].sigma)
         if self._own_grid or type(self._origin).__name__ not in FROM_NOISE:
             return 1.0
         return 1.0 if self._origin.config["timestep_spacing"] == "leading" else self.levels[0].sigma
@@ -290,8 +279,8 @@ class SNRScheduler(SchedulerMixin, ConfigMixin):
             output = output[:, : x.shape[1]]
         of_x, of_output = visit.clean
         x0 = found = (x * of_x).add_(output, alpha=of_output)
-        if self._limits is not None:
-            x0 = found = self._limited(x0)
+        if self._limit is not None:
+            x0 = found = self._limit(x0)
             output = (x0 - x * of_x) / of_output  # what would have said so
         if visit.slope is not None:
             found = (x * visit.slope[0]).add_(output, alpha=visit.slope[1])
@@ -301,7 +290,7 @@ class SNRScheduler(SchedulerMixin, ConfigMixin):
         moved = combine(visit.step, x, found, self._history, noise)
         if visit.before:
             moved.add_(self._before, alpha=visit.before)
-        self._history, self._before, self._drawn = (found, *self._history[:2]), x, noise
+        self._history, self._before, self._drawn = (found, *self._history[: ESTIMATES - 2]), x, noise
         if sample.dtype is not torch.float32:
             moved, x0 = moved.to(sample.dtype), x0.to(sample.dtype)
         return SNRSchedulerOutput(prev_sample=moved, pred_original_sample=x0) if return_dict else (moved, x0)
@@ -319,29 +308,18 @@ class SNRScheduler(SchedulerMixin, ConfigMixin):
         found = [index for index, mark in enumerate(self._marks) if mark == timestep]
         return found[self.order - 1 if found[0] else 0] if found else 0
 
-    def _limited(self, x0: Tensor) -> Tensor:
-        """The clean estimate within the limits of the configuration."""
-        share, most = self._limits or (None, float("inf"))
-        if share is None:
-            return x0.clamp(-most, most)
-        bound = x0.flatten(1).abs().quantile(share, dim=1).clamp(1, most).view(-1, *[1] * (x0.dim() - 1))
-        return x0.clamp(-bound, bound) / bound
-
     @cached_property
-    def _limits(self) -> tuple[float | None, float] | None:
-        """How far clean estimates may go: (None, bound) clips them, (share, most) rescales them (2205.11487)."""
-        config = self.config
-        if config.get("thresholding"):
-            return config.get("dynamic_thresholding_ratio", 0.995), config.get("sample_max_value", 1.0)
-        return (None, config.get("clip_sample_range", 1.0)) if config["clip_sample"] else None
+    def _limit(self) -> Callable[[Tensor], Tensor] | None:
+        """What the configuration does to clean estimates."""
+        return limit_of(self.config)
 
     def _noise(self, index: int, sample: Tensor, generator: Any) -> Tensor:
-        if not self._seeds:
+        if not self._seeds and self._draw is step_noise:
             return randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=torch.float32)
-        if len(sample) % len(self._seeds):
-            raise InputError(f"{len(self._seeds)} seeds do not fit a batch of {len(sample)}: set one seed a sample")
-        repeats = len(sample) // len(self._seeds)
-        return step_noise(self._seeds * repeats, sample.shape[1:], index).to(sample.device)
+        seeds = self._seeds or seeds_of(generator, len(sample))
+        if len(sample) % len(seeds):
+            raise InputError(f"{len(seeds)} seeds do not fit a batch of {len(sample)}: set one seed a sample")
+        return self._draw(seeds * (len(sample) // len(seeds)), sample.shape[1:], index).to(sample.device)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """alpha * x0 + sigma * noise at timesteps (n,) of the network."""

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from logsnr.core.config import from_dict, read_json
@@ -17,10 +16,13 @@ from logsnr.core.errors import InputError
 from logsnr.core.types import Denoiser, Level
 from logsnr.schedules.grids import DATA, check_grid
 from logsnr.schedules.schedule import Schedule, levels_of
-from logsnr.solvers.exponential import Exponential, Memory
+from logsnr.solvers.exponential import Exponential, Memory, moved_by
 from logsnr.solvers.weights import StepWeights
 
 FORMAT = "logsnr solver table 1"
+ESTIMATES = 5
+"""Clean estimates that a step of a table reads at most, its own included."""
+_WORLDS = Path(__file__).parent.parent / "worlds"
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ class Analytic:
 class SolverTable:
     """Levels as log-SNR, noisiest first (clean data follows), and either coefficients or an analytic solver.
 
-    ``coefficients[i]`` = (c0, c1, c2, c3): y_next = c0 y + c1 x0_i + c2 x0_{i-1} + c3 x0_{i-2} with y = x / alpha. With
-    ``infinite_start`` a level of infinite noise comes first, and its step is the exact one.
+    ``coefficients[i]`` = (c0, c1, c2, ...): y_next = c0 y + c1 x0_i + c2 x0_{i-1} + ... with y = x / alpha and up to
+    five clean estimates. With ``infinite_start`` a level of infinite noise comes first, and its step is the exact one.
     """
 
     log_snr: tuple[float, ...]
@@ -56,11 +58,11 @@ class SolverTable:
             raise InputError(f"the solver table has format {self.format!r}: this version reads {FORMAT!r}")
         if bool(self.coefficients) == bool(self.analytic):
             raise InputError("a solver table holds either coefficients or an analytic solver: calibrate anew")
-        if self.coefficients and (
-            len(self.coefficients) != self.steps or any(len(row) != 4 for row in self.coefficients)
-        ):
+        lengths = {len(row) for row in self.coefficients}
+        if self.coefficients and (len(self.coefficients) != self.steps or not lengths <= set(range(2, 2 + ESTIMATES))):
             raise InputError(
-                f"the solver table has {self.steps} levels and needs 4 coefficients for each: calibrate anew"
+                f"the solver table has {self.steps} levels and needs 2 to {1 + ESTIMATES} coefficients for each: "
+                "calibrate anew"
             )
 
     @property
@@ -113,16 +115,23 @@ def time_list(levels: Sequence[Level]) -> list[float]:
 
 
 def load_table(source: Path | str | dict[str, Any]) -> SolverTable:
-    """A table from a JSON file or its content.
+    """A table from a JSON file or its content; "fashion/5" is the one that a world ships for that many evaluations.
 
     Raises:
+        MissingError: there is no such file.
         BrokenError: the file cannot be read.
         InputError: it is no solver table.
     """
-    content = source if isinstance(source, dict) else read_json(Path(source))
+    content = source if isinstance(source, dict) else read_json(_shipped(Path(source)))
     if not isinstance(content, dict) or "log_snr" not in content:
         raise InputError(f"{source} is no solver table: give a file that logsnr calibrate wrote")
     return from_dict(SolverTable, content)
+
+
+def _shipped(path: Path) -> Path:
+    """The path itself, or where "WORLD/EVALUATIONS" lies."""
+    shipped = _WORLDS / path.parent / "solvers" / f"{path.name}.json"
+    return shipped if len(path.parts) == 2 and shipped.exists() and not path.exists() else path
 
 
 @dataclass(frozen=True)
@@ -141,17 +150,12 @@ class Tabulated:
         self, x: Tensor, x0: Tensor, here: Level, there: Level, noise: Tensor | None, memory: Memory | None
     ) -> tuple[Tensor, Memory]:
         """The sample at ``there`` from the clean estimate at ``here``, and the memory of it."""
-        memory = memory or Memory(0, (), None)
+        memory = memory or Memory()
         if memory.step >= self.table.steps:
             raise InputError(f"the solver table has {self.table.steps} steps and there are more: use its own grid")
-        if here.alpha == 0:
-            return Exponential(1).advance(x, x0, here, there, None, memory)
-        history = ((here, x0), *memory.history)[:3]
-        weights = self.weights(here, there, history, memory.step)
-        moved = weights.linear * x
-        for weight, (_, value) in zip(weights.values, history, strict=True):
-            moved = torch.add(moved, value, alpha=weight)
-        return moved, Memory(memory.step + 1, history, None)
+        nodes = ((here, x0), *memory.history)[:ESTIMATES]
+        moved = moved_by(self.weights(here, there, nodes, memory.step), x, nodes, None)
+        return moved, Memory(memory.step + 1, nodes if here.alpha else ())
 
     def weights(self, here: Level, there: Level, nodes: Any, step: int) -> StepWeights:
         """The weights of a step from the table's row; infinite noise is left by the exact first step."""

@@ -8,19 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
-
-from torch import Tensor
 
 from logsnr.core.errors import InputError
 from logsnr.core.types import Level
 from logsnr.schedules.prediction import Kind, x0_weights
 from logsnr.solvers.backward import rho_of_step
 from logsnr.solvers.exponential import Exponential
-from logsnr.solvers.table import Tabulated
+from logsnr.solvers.plain import Frame, frame_scale, slope_weights
+from logsnr.solvers.table import ESTIMATES, Tabulated
 from logsnr.solvers.weights import StepWeights, step_weights
-
-Frame = Literal["ve", "flow"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +36,6 @@ class Visit:
     before: float = 0.0
 
 
-def combine(weights: StepWeights, x: Tensor, first: Tensor, history: Sequence[Tensor], noise: Tensor | None) -> Tensor:
-    """linear * x + values[0] * first + values[1:] of the evaluations before, newest first, + noise."""
-    values = weights.values
-    moved = (x * weights.linear).add_(first, alpha=values[0])
-    for weight, value in zip(values[1:], history, strict=False):
-        moved.add_(value, alpha=weight)
-    return moved if noise is None else moved.add_(noise, alpha=weights.noise)
-
-
 def multistep_visits(
     solver: Exponential | Tabulated, kind: Kind, levels: Sequence[Level], begin: int = 0
 ) -> list[Visit]:
@@ -65,7 +52,7 @@ def multistep_visits(
         nodes = (here, *past)
         repair = _repair(solver, nodes, index) if isinstance(solver, Exponential) and solver.corrector else None
         visits.append(Visit(here, x0_weights(kind, here), _weights(solver, nodes, there, index, begin), repair))
-        past = nodes[: solver.order if isinstance(solver, Exponential) else 3] if here.alpha else ()
+        past = nodes[: solver.order if isinstance(solver, Exponential) else ESTIMATES] if here.alpha else ()
     return visits
 
 
@@ -73,9 +60,9 @@ def _weights(
     solver: Exponential | Tabulated, nodes: tuple[Level, ...], there: Level, index: int, begin: int
 ) -> StepWeights:
     """The step to ``there``; a table's row counts on evaluations that a run from its middle does not have at first."""
-    if isinstance(solver, Tabulated) and begin > 0 and index < begin + 2:
+    if isinstance(solver, Tabulated) and begin > 0 and index < begin + ESTIMATES - 1:
         solver = Exponential(2)
-    kept = nodes[: solver.order if isinstance(solver, Exponential) else 3]
+    kept = nodes[: solver.order if isinstance(solver, Exponential) else ESTIMATES]
     return solver.weights(nodes[0], there, [(level, None) for level in kept], index)
 
 
@@ -96,23 +83,18 @@ def heun_visits(kind: Kind, levels: Sequence[Level], frame: Frame, begin: int = 
     visits: list[Visit] = []
     for here, there in pairwise(levels):
         own: Frame = frame if here.alpha else "flow"
-        first, last = _scale(here, own), _scale(there, own)
-        way = last * (there.sigma / last - here.sigma / first)
-        onward = StepWeights(last / first, (way,), 0.0)
+        kept, way = slope_weights(here, there, own)
+        onward = StepWeights(kept, (way,), 0.0)
         visits.append(Visit(here, x0_weights(kind, here), onward, slope=_slope(kind, here, own)))
         if there.sigma:
             again = StepWeights(0.0, (way / 2, way / 2), 0.0)
             clean, slope = x0_weights(kind, there), _slope(kind, there, own)
-            visits.append(Visit(there, clean, again, slope=slope, before=last / first))
+            visits.append(Visit(there, clean, again, slope=slope, before=kept))
     return visits[begin:]
-
-
-def _scale(level: Level, frame: Frame) -> float:
-    return level.alpha if frame == "ve" else level.alpha + level.sigma
 
 
 def _slope(kind: Kind, level: Level, frame: Frame) -> tuple[float, float]:
     """The weights of x and of the output in (x - scale * x0) / sigma."""
     of_x, of_output = x0_weights(kind, level)
-    scale = _scale(level, frame)
+    scale = frame_scale(level, frame)
     return (1 - scale * of_x) / level.sigma, -scale * of_output / level.sigma
