@@ -10,7 +10,7 @@ from accelerate import PartialState
 from tiny import Points, TinyMethod
 
 from logsnr.train.config import FitConfig
-from logsnr.train.loop import fit
+from logsnr.train.loop import fit, leave_processes
 
 if __name__ == "__main__":
     out, steps, batch_size, accumulation = Path(sys.argv[1]), *map(int, sys.argv[2:5])
@@ -25,3 +25,4 @@ if __name__ == "__main__":
     if PartialState().is_main_process:
         method.export(out)
         (out / "processes.txt").write_text(str(PartialState().num_processes))
+    leave_processes()

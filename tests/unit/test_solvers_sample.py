@@ -9,8 +9,9 @@ import torch
 from pipelines import tiny_sd, tiny_sd3
 
 from logsnr.core.config import from_dict, to_dict
-from logsnr.core.errors import InputError
+from logsnr.core.errors import InputError, MissingError
 from logsnr.core.types import Level, Prediction
+from logsnr.models.fingerprint import fingerprint
 from logsnr.models.pipeline import denoiser_of, encode_prompts
 from logsnr.schedules.families import scaled_linear
 from logsnr.schedules.grids import uniform_time
@@ -19,6 +20,8 @@ from logsnr.solvers.exponential import Exponential
 from logsnr.solvers.noise import start_noise, step_noise
 from logsnr.solvers.sample import make_run, sample, sample_steps
 from logsnr.solvers.scheduler import SNRScheduler
+from logsnr.solvers.table import load_table
+from logsnr.worlds.load import WORLDS, load
 
 
 @pytest.mark.parametrize("rho", [0.0, 1.0])
@@ -166,3 +169,22 @@ def test_more_evaluations_come_closer_to_the_fine_solution() -> None:
         latents[steps] = sample(pipe, "a bag", seeds=range(4), config=SampleConfig(steps=steps, grid="log-snr")).latents
     coarse, fine = (float((latents[steps] - latents[400]).square().mean().sqrt()) for steps in (8, 32))
     assert fine < coarse / 3
+
+
+SHIPPED = sorted(int(path.stem) for path in (WORLDS["fashion"] / "solvers").glob("*.json"))
+
+
+@pytest.mark.parametrize("calls", SHIPPED)
+def test_a_shipped_table_is_for_the_world_at_the_default_guidance(calls):
+    pipe, table = load("fashion"), load_table(f"fashion/{calls}")
+    table.check_model(fingerprint(pipe.unet), SampleConfig().guidance_scale)
+    assert table.steps == calls
+    assert table.record["error_after"] < table.record["error_now"]
+
+
+def test_what_no_world_ships_is_named():
+    assert 5 in SHIPPED
+    with pytest.raises(MissingError, match=r"fashion ships solver tables for .*5.* evaluations, not 7"):
+        load_table("fashion/7")
+    with pytest.raises(MissingError, match="no file"):
+        load_table("other/7")

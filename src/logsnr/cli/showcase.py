@@ -6,15 +6,20 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from logsnr.data.fashion import load_fashion
+from logsnr.evaluation.information import pipeline_information
+from logsnr.evaluation.plots import plot_information
 from logsnr.evaluation.quality import class_prompts
 from logsnr.evaluation.report import Figure, Section
+from logsnr.information.config import InformationConfig
 from logsnr.metrics.judge import judge_images
-from logsnr.models.pipeline import Pipeline
+from logsnr.models.pipeline import Pipeline, decode_latents
 from logsnr.solvers.config import SampleConfig
 from logsnr.solvers.sample import sample
 from logsnr.train.preview import image_grid
@@ -39,7 +44,9 @@ def showcase(name: str, num_judged: int) -> Iterator[Part]:
     parts: list[Callable[[], Part]] = [
         lambda: classes(pipe, world),
         lambda: evaluations(pipe, world),
+        lambda: calibrated(pipe, world),
         lambda: judged(pipe, world, num_judged),
+        lambda: known(pipe, world),
         lambda: speed(pipe, world),
         lambda: verified(pipe, world),
     ]
@@ -75,6 +82,26 @@ def evaluations(pipe: Pipeline, world: World) -> Part:
     return Part("evaluations", section, errors)
 
 
+def calibrated(pipe: Pipeline, world: World, steps: int = 5) -> Part:
+    """The same noise and evaluations by the pipeline's own scheduler and by the table that ships, against the limit."""
+    prompts = [world.captions.prompt(label) for label in range(len(world.captions.names)) for _ in range(2)]
+    seeds, size = list(range(len(prompts))), len(prompts)
+    fine = sample(pipe, prompts, seeds=seeds, config=SampleConfig(steps=60, order=3, grid="log-snr"))
+    ours = sample(pipe, prompts, seeds=seeds, config=SampleConfig(solver=Path(f"{world.name}/{steps}")))
+    stock = _stock(pipe, prompts, seeds, steps, output="latent")
+    std = (fine.latents - fine.latents.mean(0)).square().mean().sqrt()
+    errors = {
+        name: float((made - fine.latents).flatten(1).square().mean(1).sqrt().mean() / std)
+        for name, made in (("stock", stock), ("ours", ours.latents))
+    }
+    rows = torch.cat([decode_latents(pipe, stock), ours.images, fine.images])
+    caption = f"From top: {type(pipe.scheduler).__name__}, our table, 60 evaluations."
+    figure = Figure(image_grid(rows, columns=size, scale=1), caption)
+    summary = f"error {errors['stock']:.3f} with the pipeline's scheduler, {errors['ours']:.3f} with our table"
+    section = Section(f"The same noise with {steps} evaluations", summary, [figure])
+    return Part("solvers", section, {**errors, "steps": steps}, errors["ours"] < errors["stock"])
+
+
 def judged(pipe: Pipeline, world: World, num_images: int) -> Part:
     """Prompts from held-out templates, read back by the second judge, against what the card says."""
     prompts, labels = class_prompts(
@@ -91,6 +118,22 @@ def judged(pipe: Pipeline, world: World, num_images: int) -> Part:
     values = {"judge_accuracy_second": accuracy, "images": num_images, "card": expected}
     slack = 4 * (expected * (1 - expected) / num_images) ** 0.5
     return Part("quality", Section("Does it show what was asked", summary), values, accuracy >= expected - slack)
+
+
+def known(pipe: Pipeline, world: World) -> Part:
+    """What the network knows about its data, from few calls: the error curve, with and without the label."""
+    config = InformationConfig(calls=160, batch_size=32, curve_levels=20, curve_batches=2, levels=20)
+    profile = pipeline_information(
+        pipe,
+        load_fashion("train"),
+        load_fashion("test"),
+        lambda label: world.captions.prompt(label, 0, held_out=True),
+        config,
+    )
+    bits, figure = profile.bits_per_dim, Figure(plot_information(profile, world.name), "Bars are two standard errors.")
+    summary = f"{bits.value:.2f} +- {bits.stderr:.2f} bits per latent dimension from {profile.network_calls} calls"
+    section = Section("What the network knows about its data", summary, [figure])
+    return Part("information", section, {"bits_per_dim": bits.value, "bits_per_dim_stderr": bits.stderr})
 
 
 def speed(pipe: Pipeline, world: World) -> Part:

@@ -72,7 +72,7 @@ class Train(Console):
         return replace(recipe, runs={stage: replace(run, **changes) for stage, run in recipe.runs.items()})
 
     def _train(self, recipe: Recipe, stages: tuple[str, ...]) -> int:
-        from logsnr.train.loop import any_process
+        from logsnr.train.loop import any_process, leave_processes
         from logsnr.worlds.recipe import load_world_data, train_world
 
         start, step, stage, stopped = time.monotonic(), 0, "", False
@@ -99,6 +99,7 @@ class Train(Console):
                     stopped = True
                     break
             run.close()
+            leave_processes()
         if bar is not None:
             bar.close()
         seconds = round(time.monotonic() - start, 1)

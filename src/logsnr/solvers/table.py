@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from logsnr.core.config import from_dict, read_json
-from logsnr.core.errors import InputError
+from logsnr.core.errors import InputError, MissingError
 from logsnr.core.types import Denoiser, Level
 from logsnr.schedules.grids import DATA, check_grid
 from logsnr.schedules.schedule import Schedule, levels_of
@@ -130,8 +130,14 @@ def load_table(source: Path | str | dict[str, Any]) -> SolverTable:
 
 def _shipped(path: Path) -> Path:
     """The path itself, or where "WORLD/EVALUATIONS" lies."""
-    shipped = _WORLDS / path.parent / "solvers" / f"{path.name}.json"
-    return shipped if len(path.parts) == 2 and shipped.exists() and not path.exists() else path
+    folder = _WORLDS / path.parent / "solvers"
+    if len(path.parts) != 2 or path.exists() or not folder.is_dir():
+        return path
+    shipped = {int(file.stem): file for file in folder.glob("*.json")}
+    if path.name.isdigit() and int(path.name) in shipped:
+        return shipped[int(path.name)]
+    counts = ", ".join(map(str, sorted(shipped)))
+    raise MissingError(f"{path.parent} ships solver tables for {counts} evaluations, not {path.name}: run calibrate")
 
 
 @dataclass(frozen=True)

@@ -155,6 +155,11 @@ class _Run:
         return dict(zip(logs[0], means.tolist(), strict=True))
 
 
+def leave_processes() -> None:
+    """Leave the group of processes that ``fit`` joined: an exit inside it can abort."""
+    PartialState().destroy_process_group()
+
+
 def any_process(flag: bool) -> bool:
     """Whether the flag is set in any process of the run, so that all of them stop at the same step."""
     state = PartialState()
