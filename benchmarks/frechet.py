@@ -38,7 +38,7 @@ from logsnr.solvers.reference import END, Model
 from logsnr.solvers.sample import sample
 from logsnr.worlds.load import load_world
 
-NUM_IMAGES, FIRST, BATCH, FINE = 5000, 20_000_000, 500, 60
+NUM_IMAGES, FIRST, BATCH, FINE = 5000, 20_000_000, 500, 40
 RHO, BUDGETS, RHO_IMAGES = (0.0, 0.3, 0.6, 1.0), (8, 20, 50), 2000
 
 
@@ -70,9 +70,12 @@ def compare(bench: Bench, calls: int) -> None:
     start, trial = time.monotonic(), Trial(bench.problem, seed=10)
     features: dict[str, Tensor] = {}
     grids: dict[str, str] = {}
-    for name, config in (("ours, calibrated", full(calls)), ("ours, calibrated quickly", quick(calls))):
-        table, _ = trial.table(config)
-        grids[name], features[name] = "own", bench.features(exponential(table.solver()), table.levels(trial.model.unit))
+    for name, config in (("ours, calibrated quickly", quick(calls)), ("ours, calibrated", full(calls))):
+        table, record = trial.table(config)
+        grids[name], features[name] = (
+            record["winner"],
+            bench.features(exponential(table.solver()), table.levels(trial.model.unit)),
+        )
     ours = table.levels(trial.model.unit)
     for peer in (peer for peer in PEERS if peer.name in OPTIMISED):
         name, grid = trial.chosen_grid(peer, calls, ours)

@@ -2,7 +2,7 @@
 
     python benchmarks/gradient_peer.py [--calls 5] [--seeds 0 1 2]
 
-The same numbers as in our tables (levels, and up to four coefficients a step), from the same kind of start, trained by
+The same numbers as in our tables (levels, and up to six coefficients a step), from the same kind of start, trained by
 Adam on the mean error of the sample; the best of its checkpoints on the selection set is tested on the noises of
 ``solvers.py``, whose results it joins. Its price counts a backward pass as two evaluations.
 """
@@ -27,6 +27,7 @@ from logsnr.schedules.schedule import levels_of
 from logsnr.solvers.fit import Fit, roll
 from logsnr.solvers.plan import snap_nodes
 from logsnr.solvers.reference import Model, Reference, make_reference
+from logsnr.solvers.table import ESTIMATES
 
 NUM_FIT, NUM_SELECTION, STEPS, BATCH, EVERY, RATE = 128, 64, 300, 32, 20, 5e-3
 
@@ -36,10 +37,12 @@ class Student(torch.nn.Module):
 
     def __init__(self, problem: Problem, fit: Fit, reference: Reference):
         super().__init__()
-        self.denoiser = denoiser_of(logsnr.load("fashion"))
+        pipe = logsnr.load("fashion")
+        pipe.unet.requires_grad_(False)
+        self.denoiser = denoiser_of(pipe)
         self.network = self.denoiser.network
-        if self.denoiser.kind != "v":
-            raise SystemExit(f"the gradient-trained peer reads v-prediction, not {self.denoiser.kind}")
+        if self.denoiser.kind != "eps":
+            raise SystemExit(f"the gradient-trained peer reads predicted noise, not {self.denoiser.kind}")
         self.shape, low = problem.shape, reference.levels[0].log_snr
         # the network's time as a piecewise linear function of log-SNR, so that levels have gradients
         self.knots = torch.linspace(low, reference.levels[-1].log_snr, 4000, dtype=torch.float64)
@@ -54,8 +57,8 @@ class Student(torch.nn.Module):
         for step, log_snr in enumerate(self.log_snr):
             log_snr = log_snr.clamp(self.knots[0], self.knots[-1])
             alpha, sigma = log_snr.sigmoid().sqrt().float(), (-log_snr).sigmoid().sqrt().float()
-            v = self.network(z.reshape(-1, *self.shape), self._time(log_snr), **cond.values).flatten(1)
-            estimates = [alpha * z - sigma * v, *estimates][:3]
+            noise = self.network(z.reshape(-1, *self.shape), self._time(log_snr), **cond.values).flatten(1)
+            estimates = [(z - sigma * noise) / alpha, *estimates][:ESTIMATES]
             features = torch.stack([z, *estimates])
             z = torch.einsum("f,fnd->nd", self.coefficients[step, : len(features)].float(), features)
         return z

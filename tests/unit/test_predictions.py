@@ -1,5 +1,6 @@
 """What a network's output means: every kind there and back, at the ends and at general rates."""
 
+import copy
 import math
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from logsnr.core.errors import InputError
 from logsnr.core.types import Level, Prediction
 from logsnr.schedules.families import Cosine, Flow, Trig, scaled_linear
-from logsnr.schedules.prediction import check_start, meaning, output_of, predict, x0_weights
+from logsnr.schedules.prediction import EDMOutput, check_start, meaning, output_of, predict, x0_weights
 
 KINDS = ("eps", "x0", "v", "flow", "score", "F")
 DATA, NOISE = Level(0.0, 1.0, 0.0), Level(1.0, 0.0, 1.0)
@@ -170,3 +171,11 @@ def test_predictions_keep_the_type_of_the_sample(kind):
     x0, eps = (tensor.half() for tensor in pair())
     found = predict(kind, x0, eps, Level(0.5, 0.6, 0.8))
     assert (found.x0.dtype, found.eps.dtype) == (torch.float16, torch.float16)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_kind_of_an_edm_network_can_be_copied(sign):
+    kind = EDMOutput(0.5, sign)
+    twin = copy.deepcopy(kind)
+    assert twin == kind
+    assert (twin.data_std, twin.sign) == (0.5, sign)

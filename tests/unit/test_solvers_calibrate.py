@@ -193,15 +193,35 @@ def test_a_strong_ridge_keeps_the_analytic_coefficients(model, reference):
     assert float(errors(second, reference)[:24].mean()) < float(errors(first, reference)[:24].mean())
 
 
-def test_infinite_noise_keeps_its_exact_first_step():
-    config = replace(CONFIG, steps=6)
-    table, _ = calibrate_denoiser(RING, Flow(), noise(config), config=config)
+@pytest.mark.parametrize("steps", [3, 5])
+def test_infinite_noise_costs_no_call(steps):
+    """Its exact step leads to a level that is worth a call of its own, not to next to pure noise."""
+    config = replace(CONFIG, steps=steps)
+    table, record = calibrate_denoiser(RING, Flow(), noise(config), config=config)
     assert table.infinite_start
-    assert table.steps == 6
+    assert table.steps == steps
+    assert table.log_snr[0] > -8
+    assert record["winner"] == "calibrated"
     start = torch.randn(8, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     assert bool(solve(table, Flow(), start).isfinite().all())
     assert sigma_list(table.levels(Flow()))[0] == math.inf
     assert time_list(table.levels(Flow()))[0] == 1.0
+
+
+@pytest.mark.parametrize("grid", ["planned", "tangent"])
+def test_no_grid_asks_twice_about_pure_noise(grid):
+    model = Model(RING, Flow(), (2,), None)
+    start = torch.randn(24, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    reference = make_reference(model, start, torch.arange(24), 60)
+    nodes = plan_nodes(reference, 5, 24, 1e-5) if grid == "planned" else snap_nodes(grid, reference, 5)
+    assert (len(nodes), nodes[0]) == (5, 0)
+    assert nodes[1] > 5
+
+
+def test_one_step_from_infinite_noise_leaves_nothing_to_fit():
+    config = replace(CONFIG, steps=1, grids=("planned",))
+    with pytest.raises(InputError, match="nothing to fit"):
+        calibrate_denoiser(RING, Flow(), noise(config), config=config)
 
 
 def test_a_table_is_saved_whole_and_read_back(found, tmp_path):

@@ -55,6 +55,14 @@ def test_noise_of_a_run_is_independent_and_standard_normal():
     assert (rows.std(1) - 1).abs().max() < 0.02
 
 
+@pytest.mark.parametrize("rho", [0.1, 0.01, 0.003])
+def test_noise_of_short_steps_is_independent_and_standard_normal_too(rho):
+    noise = BrownianNoise(rho, spaced(20))
+    rows = torch.stack([noise([3], (20_000,), step)[0] for step in range(20)])
+    assert (torch.corrcoef(rows) - torch.eye(20)).abs().max() < 0.04
+    assert (rows.std(1) - 1).abs().max() < 0.02
+
+
 @pytest.mark.parametrize("seeds", [[4, 8, 15], [15], [15, 4], [15, 15]])
 def test_noise_of_a_seed_is_bit_identical_in_any_batch_order_and_history(seeds):
     levels, alone = spaced(10), [BrownianNoise("bump", spaced(10))([15], SHAPE, step)[0] for step in (2, 3, 6)]

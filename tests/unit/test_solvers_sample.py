@@ -186,5 +186,6 @@ def test_what_no_world_ships_is_named():
     assert 5 in SHIPPED
     with pytest.raises(MissingError, match=r"fashion ships solver tables for .*5.* evaluations, not 7"):
         load_table("fashion/7")
-    with pytest.raises(MissingError, match="no file"):
-        load_table("other/7")
+    for path in ("other/7", "../7", "../table.json"):
+        with pytest.raises(MissingError, match="no file"):
+            load_table(path)

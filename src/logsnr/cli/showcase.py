@@ -6,12 +6,14 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from logsnr.core.errors import MissingError
 from logsnr.data.fashion import load_fashion
 from logsnr.evaluation.information import pipeline_information
 from logsnr.evaluation.plots import plot_information
@@ -44,7 +46,7 @@ def showcase(name: str, num_judged: int) -> Iterator[Part]:
     parts: list[Callable[[], Part]] = [
         lambda: classes(pipe, world),
         lambda: evaluations(pipe, world),
-        lambda: calibrated(pipe, world),
+        *([lambda: calibrated(pipe, world, table)] if (table := world.folder / "solvers" / "5.json").exists() else []),
         lambda: judged(pipe, world, num_judged),
         lambda: known(pipe, world),
         lambda: speed(pipe, world),
@@ -82,12 +84,12 @@ def evaluations(pipe: Pipeline, world: World) -> Part:
     return Part("evaluations", section, errors)
 
 
-def calibrated(pipe: Pipeline, world: World, steps: int = 5) -> Part:
+def calibrated(pipe: Pipeline, world: World, table: Path, steps: int = 5) -> Part:
     """The same noise and evaluations by the pipeline's own scheduler and by the table that ships, against the limit."""
     prompts = [world.captions.prompt(label) for label in range(len(world.captions.names)) for _ in range(2)]
     seeds, size = list(range(len(prompts))), len(prompts)
     fine = sample(pipe, prompts, seeds=seeds, config=SampleConfig(steps=60, order=3, grid="log-snr"))
-    ours = sample(pipe, prompts, seeds=seeds, config=SampleConfig(solver=Path(f"{world.name}/{steps}")))
+    ours = sample(pipe, prompts, seeds=seeds, config=SampleConfig(solver=table))
     stock = _stock(pipe, prompts, seeds, steps, output="latent")
     std = (fine.latents - fine.latents.mean(0)).square().mean().sqrt()
     errors = {
@@ -123,13 +125,12 @@ def judged(pipe: Pipeline, world: World, num_images: int) -> Part:
 def known(pipe: Pipeline, world: World) -> Part:
     """What the network knows about its data, from few calls: the error curve, with and without the label."""
     config = InformationConfig(calls=160, batch_size=32, curve_levels=20, curve_batches=2, levels=20)
-    profile = pipeline_information(
-        pipe,
-        load_fashion("train"),
-        load_fashion("test"),
-        lambda label: world.captions.prompt(label, 0, held_out=True),
-        config,
-    )
+    try:
+        train, test = load_fashion("train"), load_fashion("test")
+    except MissingError as error:
+        return Part("information", Section("What the network knows about its data", f"left out: {error}"), {})
+    prompt = partial(world.captions.prompt, template=0, held_out=True)
+    profile = pipeline_information(pipe, train, test, prompt, config)
     bits, figure = profile.bits_per_dim, Figure(plot_information(profile, world.name), "Bars are two standard errors.")
     summary = f"{bits.value:.2f} +- {bits.stderr:.2f} bits per latent dimension from {profile.network_calls} calls"
     section = Section("What the network knows about its data", summary, [figure])

@@ -13,7 +13,7 @@ from torch import Tensor
 from logsnr.core.errors import InputError
 
 _LARGEST = 2**63 - 1
-_BLOCK, _HALVINGS = 64.0, 19
+_BLOCK, _HALVINGS = 64.0, 40
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -56,7 +56,7 @@ class NoisePath:
     """Standard normal noise that moves over time with correlation exp(-gap / 2), for one seed and shape.
 
     It is e^(-time / 2) B(e^time) of a Brownian motion B. The value at a time depends on (seed, shape, time) alone: a
-    block of 64, whose ends count as independent (their correlation is 1e-14), is halved 19 times around it, and each
+    block of 64, whose ends count as independent (their correlation is 1e-14), is halved 40 times around it, and each
     middle is drawn by a generator of its own between its neighbours, as is the time in the last part (2001.01328).
     """
 

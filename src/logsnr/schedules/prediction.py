@@ -20,6 +20,9 @@ class EDMOutput(str):
         self.data_std, self.sign = data_std, sign
         return self
 
+    def __getnewargs__(self) -> tuple[float, float]:  # copies and pickles are made from these
+        return self.data_std, self.sign
+
     data_std: float
     sign: float
 

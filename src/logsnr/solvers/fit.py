@@ -89,9 +89,9 @@ def _prior(here: Level, there: Level, levels: Sequence[Level]) -> Array:
 
 def _ridge(features: Tensor, target: Tensor, prior: Array, ridge: float) -> Array:
     """Coefficients near the prior that explain the target: features (f, m), target (m,), in float64."""
-    inputs = features.double().numpy()
+    inputs = features.double().cpu().numpy()
     scale = np.sqrt((inputs**2).mean(1))
     inputs = inputs / scale[:, None]
-    missing = target.double().numpy() - (prior * scale) @ inputs
+    missing = target.double().cpu().numpy() - (prior * scale) @ inputs
     gram = inputs @ inputs.T / inputs.shape[1] + ridge * np.eye(len(inputs))
     return prior + np.linalg.solve(gram, inputs @ missing / inputs.shape[1]) / scale

@@ -21,20 +21,26 @@ def plan_nodes(reference: Reference, steps: int, fitted: int, ridge: float) -> t
     """The ``steps`` nodes with the least sum of local errors, by dynamic programming: no call is made.
 
     A local error is what a fitted step leaves that starts from the reference's own state and last two estimates; all
-    of them follow from one Gram matrix.
+    of them follow from one Gram matrix. From infinite noise the exact step leads to any node, with nothing behind.
 
     Raises:
-        InputError: the reference has fewer nodes than steps.
+        InputError: the reference has fewer nodes than steps, or one step starts from infinite noise.
     """
     infinite = reference.levels[0].alpha == 0
     states, estimates = reference.states[infinite:, :fitted], reference.estimates[infinite:, :fitted]
     count, steps = len(states), steps - infinite
-    if steps < 1 or count < steps:
+    if steps < 1:
+        raise InputError("one step from infinite noise is exact and leaves nothing to fit: use 2 steps or more")
+    if count < steps:
         raise InputError(f"{steps + infinite} steps do not fit a reference of {count + infinite}: raise its steps")
     vectors = torch.cat([states, estimates]).flatten(1).double()
-    cost = _local_errors((vectors @ vectors.T / vectors.shape[1]).numpy(), _weights(reference)[infinite:], ridge)
-    best = np.full((count, count), np.inf)  # best[h, i]: the last two nodes chosen are h and i
-    best[0, 0], back = 0.0, []
+    cost = _local_errors((vectors @ vectors.T / vectors.shape[1]).cpu().numpy(), _weights(reference)[infinite:], ridge)
+    best = np.full((count, count), np.inf)  # best[h, i]: the last two nodes chosen are h and i, h = i if i is the first
+    if infinite:
+        np.fill_diagonal(best, _first_errors(reference, fitted))
+    else:
+        best[0, 0] = 0.0
+    back = []
     for _ in range(steps - 1):
         reach = best[:, :, None] + cost[:, :, :count]
         back.append(reach.argmin(0))
@@ -62,21 +68,36 @@ def _local_errors(gram: np.ndarray, weights: np.ndarray, ridge: float) -> np.nda
     errors = np.full((count, count, count + 1), np.inf)
     targets, weights = np.append(np.arange(count), 2 * count - 1), np.append(weights, 1.0)
     for i in range(count):
-        earlier = np.arange(i) if i else np.array([0])
-        features = np.stack([np.full_like(earlier, i), np.full_like(earlier, count + i), count + earlier], 1)
-        features = features if i else features[:, :2]
-        inner = gram[features[:, :, None], features[:, None, :]]
-        shift = ridge * np.einsum("hff->hf", inner)[:, :, None] * np.eye(features.shape[1])
-        cross = gram[features][:, :, targets]
-        found = np.linalg.solve(inner + shift, cross)
-        left = np.diag(gram)[targets] - 2 * (found * cross).sum(1) + np.einsum("hfj,hfg,hgj->hj", found, inner, found)
-        reached = np.sqrt(np.maximum(left, 0.0)) * weights
-        errors[earlier, i, i + 1 :] = reached[:, i + 1 :]
+        alone, earlier = np.array([[i, count + i]]), np.arange(i)
+        after = np.stack([np.full_like(earlier, i), np.full_like(earlier, count + i), count + earlier], 1)
+        for places, features in (([i], alone), (earlier, after)):
+            reached = np.sqrt(np.maximum(_left(gram, features, targets, ridge), 0.0)) * weights
+            errors[places, i, i + 1 :] = reached[:, i + 1 :]
     return errors
 
 
+def _left(gram: np.ndarray, features: np.ndarray, targets: np.ndarray, ridge: float) -> np.ndarray:
+    """Mean squares (sets, targets) that ridge regression on each set of features (sets, f) leaves of each target."""
+    inner = gram[features[:, :, None], features[:, None, :]]
+    shift = ridge * np.einsum("hff->hf", inner)[:, :, None] * np.eye(features.shape[1])
+    cross = gram[features][:, :, targets]
+    found = np.linalg.solve(inner + shift, cross)
+    return np.diag(gram)[targets] - 2 * (found * cross).sum(1) + np.einsum("hfj,hfg,hgj->hj", found, inner, found)
+
+
+def _first_errors(reference: Reference, fitted: int) -> np.ndarray:
+    """Root mean square errors of the exact step from infinite noise to each finite node."""
+    start, estimate = reference.states[0, :fitted], reference.estimates[0, :fitted]
+    reached = [level.sigma * start + level.alpha * estimate for level in reference.levels[1:]]
+    missed = (reference.states[1:, :fitted] - torch.stack(reached)).flatten(1).double().square().mean(1).sqrt()
+    return missed.cpu().numpy() * _weights(reference)[1:]
+
+
 def snap_nodes(grid: str, reference: Reference, steps: int) -> tuple[int, ...]:
-    """A well-known grid of ``steps`` levels, snapped to distinct nodes of the reference in log-SNR."""
+    """A well-known grid of ``steps`` levels, snapped to distinct nodes of the reference in log-SNR.
+
+    Where the noise is infinite at first, that level takes the place of the grid's first.
+    """
     infinite = reference.levels[0].alpha == 0
     values = np.array([level.log_snr for level in reference.levels[infinite:]])
     maker = {
@@ -86,7 +107,7 @@ def snap_nodes(grid: str, reference: Reference, steps: int) -> tuple[int, ...]:
         "tangent": partial(tangent, data_std=reference.data_std),
     }[grid]
     unit = _Interval(values[0], values[-1])
-    wanted = [level.log_snr for level in maker(unit, steps - infinite)[:-1]]
+    wanted = [level.log_snr for level in maker(unit, steps)[infinite:-1]]
     nodes: list[int] = []
     for place, value in enumerate(wanted):
         room = range(nodes[-1] + 1 if nodes else 0, len(values) - (len(wanted) - place) + 1)

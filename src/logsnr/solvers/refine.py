@@ -89,8 +89,8 @@ def _responses(
 def _moves(responses: Tensor, missing: Tensor, weights: Tensor) -> list[Array]:
     """The damped steps of least squares, in the numbers' units; each trajectory counts by its weight."""
     weighted = (responses * weights[:, None]).flatten(1)
-    gram = (weighted @ responses.flatten(1).T).double().numpy()
-    slope = (weighted @ missing.flatten()).double().numpy()
+    gram = (weighted @ responses.flatten(1).T).double().cpu().numpy()
+    slope = (weighted @ missing.flatten()).double().cpu().numpy()
     curvature = np.trace(gram) / len(gram)
     return [np.linalg.solve(gram + damping * curvature * np.eye(len(gram)), slope) for damping in DAMPINGS]
 

@@ -131,10 +131,11 @@ def load_table(source: Path | str | dict[str, Any]) -> SolverTable:
 def _shipped(path: Path) -> Path:
     """The path itself, or where "WORLD/EVALUATIONS" lies."""
     folder = _WORLDS / path.parent / "solvers"
-    if len(path.parts) != 2 or path.exists() or not folder.is_dir():
+    named = len(path.parts) == 2 and path.name.isdigit() and ".." not in path.parts
+    if not named or path.exists() or not folder.is_dir():
         return path
     shipped = {int(file.stem): file for file in folder.glob("*.json")}
-    if path.name.isdigit() and int(path.name) in shipped:
+    if int(path.name) in shipped:
         return shipped[int(path.name)]
     counts = ", ".join(map(str, sorted(shipped)))
     raise MissingError(f"{path.parent} ships solver tables for {counts} evaluations, not {path.name}: run calibrate")
