@@ -20,8 +20,8 @@ class EDMOutput(str):
         self.data_std, self.sign = data_std, sign
         return self
 
-    def __getnewargs__(self) -> tuple[float, float]:  # copies and pickles are made from these
-        return self.data_std, self.sign
+    def __reduce__(self) -> tuple[type[EDMOutput], tuple[float, float]]:  # how it is copied
+        return EDMOutput, (self.data_std, self.sign)
 
     data_std: float
     sign: float
