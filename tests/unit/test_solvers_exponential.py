@@ -391,9 +391,20 @@ def test_coarse_grids_are_warned_of(grid, order, linear, what):
     assert len(caught) == 1
 
 
+def test_the_early_grid_suits_order_3_from_8_evaluations_on():
+    with pytest.warns(UserWarning, match="7 evaluations .* or 8 evaluations and more"):
+        check_coarse(3, "x0", "log-snr-early", 7)
+
+
 @pytest.mark.parametrize(
     ("order", "linear", "grid", "steps"),
-    [(2, "x0", "karras", 5), (1, "F", "log-snr", 5), (3, "x0", "karras", 10), (4, JACOBIAN, "tangent", 5)],
+    [
+        (2, "x0", "karras", 5),
+        (1, "F", "log-snr", 5),
+        (3, "x0", "karras", 10),
+        (4, JACOBIAN, "tangent", 5),
+        (3, "x0", "log-snr-early", 8),
+    ],
 )
 def test_what_suits_few_steps_is_not_warned_of(recwarn, order, linear, grid, steps):
     check_coarse(order, linear, grid, steps)

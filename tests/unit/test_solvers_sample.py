@@ -182,6 +182,19 @@ def test_a_shipped_table_is_for_the_world_at_the_default_guidance(calls):
     assert table.record["error_after"] < table.record["error_now"]
 
 
+def test_shipped_tables_are_closer_to_the_fine_solution_than_the_worlds_own_scheduler():
+    pipe, seeds = load("fashion"), range(4)
+    prompts = [f"a photo of a {name}" for name in ("boot", "coat", "bag", "dress")]
+    fine = sample(pipe, prompts, seeds=seeds, config=SampleConfig(steps=60, order=3, grid="log-snr")).latents
+
+    def error(config):
+        made = sample(pipe, prompts, seeds=seeds, config=config).latents
+        return float((made - fine).flatten(1).square().mean(1).sqrt().mean())
+
+    for calls in SHIPPED:
+        assert error(SampleConfig(solver=Path(f"fashion/{calls}"))) < 0.75 * error(SampleConfig(steps=calls))
+
+
 def test_what_no_world_ships_is_named():
     assert 5 in SHIPPED
     with pytest.raises(MissingError, match=r"fashion ships solver tables for .*5.* evaluations, not 7"):

@@ -139,11 +139,12 @@ class _EDMPart:
 
 def check_coarse(order: int, linear: LinearPart, grid: str, steps: int) -> None:
     """Warn of solvers that few steps on a grid equal in log-SNR ("log-snr") or of Karras ("karras") make worse."""
-    if grid in ("karras", "log-snr", "log-snr-early") and steps < 10 and (order > 2 or isinstance(linear, Curve)):
+    enough = {"karras": 10, "log-snr": 10, "log-snr-early": 8}.get(grid, 0)
+    if steps < enough and (order > 2 or isinstance(linear, Curve)):
         solver = f"order {order}" if order > 2 else "a curve as linear part"
         warnings.warn(
             f"{solver} on the grid {grid} extrapolates far with {steps} evaluations and often has more error than "
-            "order 2: use order 2, the grid tangent, a calibrated table, or 10 evaluations and more",
+            f"order 2: use order 2, the grid tangent, a calibrated table, or {enough} evaluations and more",
             stacklevel=3,
         )
 

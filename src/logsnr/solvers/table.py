@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from logsnr.core.artifact import write_json
 from logsnr.core.config import from_dict, read_json
 from logsnr.core.errors import InputError, MissingError
 from logsnr.core.types import Denoiser, Level
@@ -98,9 +98,7 @@ class SolverTable:
     def save(self, path: Path) -> Path:
         """Write the table; the file appears whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_json(path, asdict(self))
         return path
 
 
