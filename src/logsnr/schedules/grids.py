@@ -63,10 +63,7 @@ def uniform_log_snr(schedule: Schedule, steps: int, *, start: float = 1.0, end: 
 
 
 def early_log_snr(schedule: Schedule, steps: int, *, start: float = 1.0) -> list[Level]:
-    """``uniform_log_snr`` that leaves the noise at s = 0.6 / steps, if that is before its end: for few steps.
-
-    The least error of order 3 with corrector, at 10 and 20 steps of the fashion world.
-    """
+    """``uniform_log_snr`` that leaves the noise at s = 0.6 / steps, if that is before its end: for few steps."""
     first, last = _noise_ends(schedule, steps, start, 1e-3)
     return grid_of_noise(schedule, np.geomspace(first, min(max(last, 0.6 / steps), first), steps))
 
