@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 
@@ -42,7 +42,16 @@ def _merges(tokenizer: Tokenizer) -> list[list[str]]:
 
 def build_text_encoder(tokenizer: CLIPTokenizer, *, width: int, layers: int) -> CLIPTextModel:
     """A small CLIP text encoder for a tokenizer; every word costs ``width`` parameters."""
-    config = CLIPTextConfig(
+    return CLIPTextModel(_clip_config(tokenizer, width, layers))
+
+
+def build_pooled_encoder(tokenizer: CLIPTokenizer, *, width: int, layers: int) -> CLIPTextModelWithProjection:
+    """The same with a projection (``width``) of its last token, as Stable Diffusion 3 pools its prompts."""
+    return CLIPTextModelWithProjection(_clip_config(tokenizer, width, layers))
+
+
+def _clip_config(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=2 * width,
@@ -54,10 +63,23 @@ def build_text_encoder(tokenizer: CLIPTokenizer, *, width: int, layers: int) -> 
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return CLIPTextModel(config)
 
 
 def token_ids(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Tensor:
     """Token ids (n, length), padded and cut to the tokenizer's length."""
     encoded = tokenizer(list(prompts), padding="max_length", truncation=True, max_length=tokenizer.model_max_length)
     return torch.tensor(encoded["input_ids"])
+
+
+def encode_jointly(
+    tokenizer: CLIPTokenizer, encoders: Sequence[CLIPTextModelWithProjection], prompts: Sequence[str]
+) -> tuple[Tensor, Tensor]:
+    """What Stable Diffusion 3 makes of prompts, differentiable: text (n, length, width) and pooled text (n, width).
+
+    ``width`` is the sum over the encoders, which share the tokenizer. The text is each encoder's last hidden layer but
+    one; the zeros that stand for an absent T5 are the caller's to append.
+    """
+    ids = token_ids(tokenizer, prompts).to(encoders[0].device)
+    outputs = [encoder(ids, output_hidden_states=True) for encoder in encoders]
+    text = torch.cat([output.hidden_states[-2] for output in outputs], -1)
+    return text, torch.cat([output.text_embeds for output in outputs], -1)
