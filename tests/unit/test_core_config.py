@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from logsnr.core.config import from_dict, read_json, to_dict
 from logsnr.core.errors import BrokenError, InputError, MissingError
-from logsnr.worlds.config import FASHION, Recipe
+from logsnr.worlds.config import RECIPES, Recipe
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,9 @@ def test_a_configuration_survives_json(config):
     assert from_dict(Outer, json.loads(json.dumps(to_dict(config)))) == config
 
 
-def test_the_shipped_recipe_survives_json():
-    assert from_dict(Recipe, json.loads(json.dumps(to_dict(FASHION)))) == FASHION
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_a_shipped_recipe_survives_json(recipe):
+    assert from_dict(Recipe, json.loads(json.dumps(to_dict(recipe)))) == recipe
 
 
 def test_defaults_fill_in_and_whole_numbers_become_floats():

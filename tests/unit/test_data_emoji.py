@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from drawings import real
 from PIL import Image
 
 from logsnr.core.errors import BrokenError, InputError, LogsnrError, MissingError
@@ -28,16 +29,6 @@ GROUPS = (
     "activities",
     "objects",
 )
-
-
-def installed():
-    try:
-        return bool(describe_sources())
-    except LogsnrError:
-        return False
-
-
-real = pytest.mark.skipif(not installed(), reason="the drawings are not installed: make data")
 
 
 def words(texts):

@@ -244,6 +244,12 @@ def test_factor_words_stand_for_the_factors(captions):
         assert ("large" in text.split(), "small" in text.split()) == (size > 0, size < 0)
 
 
+def test_a_style_is_refused_where_there_is_none(captions):
+    assert captions.styles == ()
+    with pytest.raises(InputError, match="no style 1"):
+        captions.prompt(0, style=1)
+
+
 def test_the_article_agrees(captions):
     texts = [text for _, _, text in every_caption(captions)]
     texts += [

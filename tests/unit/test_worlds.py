@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,8 @@ from diffusers import StableDiffusionPipeline
 
 from logsnr.core.artifact import fingerprint, load_tensors
 from logsnr.core.config import read_json
-from logsnr.core.errors import InputError, MissingError
-from logsnr.data.captions import Captions
+from logsnr.core.errors import BrokenError, InputError, MissingError
+from logsnr.data.captions import Captions, pixel_factors
 from logsnr.data.fashion import NAMES, load_fashion
 from logsnr.data.labelled import Labelled
 from logsnr.metrics.judge import Judge, judge_images
@@ -20,10 +21,12 @@ from logsnr.models.pipeline import open_pipeline
 from logsnr.solvers.config import SampleConfig
 from logsnr.solvers.sample import sample
 from logsnr.worlds.autoencoder import feature_distance, reconstruct
+from logsnr.worlds.card import write_card
 from logsnr.worlds.config import FASHION, STAGES, AutoencoderConfig, DenoiserConfig, JudgeConfig
+from logsnr.worlds.data import WorldData
 from logsnr.worlds.judges import shifted
 from logsnr.worlds.load import WORLDS, load, load_world
-from logsnr.worlds.recipe import WorldData, train_world
+from logsnr.worlds.recipe import train_world
 
 TINY = replace(
     FASHION,
@@ -41,7 +44,9 @@ TINY = replace(
 @pytest.fixture(scope="module")
 def data() -> WorldData:
     whole = load_fashion("test")
-    return WorldData(Labelled(whole.images[:64], whole.labels[:64], whole.classes), Captions(NAMES))
+    few, captions = Labelled(whole.images[:64], whole.labels[:64], whole.classes), Captions(NAMES)
+    sheet = [captions.prompt(label) for label in range(8)]
+    return WorldData(few, lambda: pixel_factors(few.images, few.labels), captions, few, sheet)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +112,14 @@ def test_a_folder_without_judges_is_no_world(made: Path) -> None:
     with pytest.raises(MissingError, match="no world"):
         load_world(made / "denoiser")
     with pytest.raises(InputError, match="planned"):
-        load("emoji")
+        load("fashion-flow")
+
+
+def test_a_world_of_an_unknown_recipe_is_refused(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "pipeline", tmp_path / "copy")
+    (tmp_path / "copy" / "training.json").write_text('{"name": "hats"}')
+    with pytest.raises(BrokenError, match=r"training\.json names no recipe of fashion"):
+        load_world(tmp_path / "copy")
 
 
 def test_shifting_moves_each_image_by_its_own_offset() -> None:
@@ -181,3 +193,8 @@ class TestEmbedded:
         for word in ("Fashion-MNIST", "MIT", "seconds", "Frechet"):
             assert word in card
         assert load_world("fashion").card["real_test_accuracy"] > 0.9
+
+    def test_the_card_is_what_its_records_give(self, tmp_path: Path) -> None:
+        shutil.copy(WORLDS["fashion"] / "training.json", tmp_path)
+        write_card(tmp_path, load_world("fashion").card)
+        assert (tmp_path / "README.md").read_text() == (WORLDS["fashion"] / "README.md").read_text()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -50,12 +52,20 @@ def _devices() -> dict[str, Any]:
 
 
 def _data() -> dict[str, str]:
-    from logsnr.core.errors import MissingError
+    from logsnr.data.emoji_drawings import find_fluent, find_noto, find_twemoji
     from logsnr.data.fashion import find_fashion
-    from logsnr.worlds.load import WORLDS
+    from logsnr.worlds.config import RECIPES
+    from logsnr.worlds.load import find_model
 
-    found = {f"world {name}": str(folder) for name, folder in WORLDS.items()}
+    places = {f"world {name}": partial(find_model, name) for name in RECIPES}
+    places |= {"fashion-mnist": find_fashion, "twemoji": find_twemoji, "noto": find_noto, "fluent": find_fluent}
+    return {name: _place(find) for name, find in places.items()}
+
+
+def _place(find: Callable[[], Any]) -> str:
+    from logsnr.core.errors import MissingError
+
     try:
-        return {**found, "fashion-mnist": str(find_fashion())}
+        return str(find())
     except MissingError as error:
-        return {**found, "fashion-mnist": f"missing: {error}"}
+        return f"missing: {error}"

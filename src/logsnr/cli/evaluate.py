@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -13,13 +15,16 @@ from logsnr.cli.console import Console, Model, check_writable
 from logsnr.evaluation.config import QualityConfig
 from logsnr.solvers.config import SampleConfig
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Console):
-    """Measure a world: accuracy by two judges, Frechet distance with its floor, precision and recall."""
+    """Measure a world: accuracy by two judges, of styles too, Frechet distance with its floor, precision and recall."""
 
     model: Model
-    """An embedded world (fashion), or a folder that `train` made."""
+    """An embedded world (fashion, emoji), or a folder that `train` made."""
     protocol: Literal["quality"] = "quality"
     """What to measure."""
     quality: Annotated[QualityConfig, tyro.conf.arg(name="")] = field(default_factory=QualityConfig)
@@ -41,7 +46,7 @@ class Evaluate(Console):
         return 0
 
     def _measure(self) -> dict[str, Any]:
-        from logsnr.data.fashion import load_fashion
+        from logsnr.evaluation.pairs import pair_figures, real_items, sample_pair_quality
         from logsnr.evaluation.quality import Judges, describe, reference, sample_quality
         from logsnr.solvers.sample import sample
         from logsnr.worlds.load import load, load_world
@@ -49,17 +54,26 @@ class Evaluate(Console):
         world = load_world(self.model)
         judges = Judges(world.judge(), world.judge(second=True))
         pipe = load(self.model)
-        real = reference(judges.second, load_fashion("train"), load_fashion("test"))
-        measured = sample_quality(
-            lambda prompts, seeds: sample(pipe, prompts, seeds=seeds, config=self.sampling).images,
-            lambda label, template: world.captions.prompt(label, template, held_out=self.quality.held_out),
-            judges,
-            real,
-            self.quality,
-            lambda done, total: self.say(f"{done}/{total} images") if done % 500 == 0 or done == total else None,
-        )
-        protocol = describe(self.quality, model=self.model, sampling=asdict(self.sampling), data="Fashion-MNIST")
+        train, test = world.source.measuring()
+        real = reference(judges.second, train, test)
+
+        def make(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+            return sample(pipe, prompts, seeds=seeds, config=self.sampling).images
+
+        prompt = partial(world.captions.prompt, held_out=self.quality.held_out)
+        if pairs := world.source.pairs():
+            measured = sample_pair_quality(make, prompt, pairs, judges, real, self.quality, self._tell)
+            found = pair_figures(judges.second, *real_items(test))
+            measured |= {f"real_{name}": value for name, value in found.items()}
+        else:
+            measured = sample_quality(make, prompt, judges, real, self.quality, self._tell)
+        data = world.source.describe()
+        protocol = describe(self.quality, model=self.model, sampling=asdict(self.sampling), data=data)
         return {**measured, "real_test_accuracy": real.test_accuracy, "protocol": protocol}
+
+    def _tell(self, done: int, total: int) -> None:
+        if done % 500 == 0 or done == total:
+            self.say(f"{done}/{total} images")
 
 
 def _lines(values: dict[str, Any]) -> list[str]:
@@ -70,6 +84,19 @@ def _lines(values: dict[str, Any]) -> list[str]:
         f"recall {values['recall']:.3f}, precision {values['precision']:.3f}",
         f"accuracy {values['judge_accuracy_second']:.4f} (second judge), {values['judge_accuracy']:.4f} (first judge) "
         f"(real test images {values['real_test_accuracy']:.4f})",
+        *_pair_lines(values),
         f"{protocol['num_images']} images from seed {protocol['first_seed']}, "
         f"{protocol['sampling']['steps']} evaluations each, {values['seconds']} s",
     ]
+
+
+def _pair_lines(values: dict[str, Any]) -> list[str]:
+    """What a world with styles adds."""
+    if "held_out_pairs" not in values:
+        return []
+    unseen = values["held_out_pairs"]
+    return [
+        f"{what}: concept {found['concept_top1_second']:.4f}, among five {found['concept_top5_second']:.4f}, style "
+        f"{found['style_accuracy_second']:.4f} (second judge)"
+        for what, found in (("trained pairs", values), (f"{unseen['num_images']} of pairs never seen", unseen))
+    ] + [f"  {group}: {share:.4f}" for group, share in values["per_group"].items()]

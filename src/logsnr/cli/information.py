@@ -18,8 +18,8 @@ class Information(Console):
     """Measure what a model knows about data: error over log-SNR, bits per dimension, information about the label."""
 
     model: Model
-    """An embedded world (fashion), or a folder that `train` made."""
-    data: Literal["fashion"] = "fashion"
+    """An embedded world (fashion, emoji), or a folder that `train` made."""
+    data: Literal["fashion", "emoji"] = "fashion"
     """The data set: test images are measured, the Gaussian reference is fitted to training images."""
     information: Annotated[InformationConfig, tyro.conf.arg(name="")] = field(default_factory=InformationConfig)
     out: Path = Path("out")
@@ -43,14 +43,15 @@ class Information(Console):
         import torch
         from tqdm.auto import tqdm
 
-        from logsnr.data.fashion import load_fashion
         from logsnr.evaluation.information import describe, information_values, pipeline_information
+        from logsnr.worlds.data import SOURCES
         from logsnr.worlds.load import load, load_world
 
-        world, test = load_world(self.model), load_fashion("test")
+        world, source = load_world(self.model), SOURCES[self.data]
+        train, test = source.measuring()
         profile = pipeline_information(
             load(self.model),
-            load_fashion("train"),
+            train,
             test,
             lambda label: world.captions.prompt(label, 0, held_out=True),
             self.information,
@@ -58,7 +59,7 @@ class Information(Console):
         )
         shares = test.labels.bincount().double() / len(test)
         entropy = float(torch.special.entr(shares).sum())
-        protocol = describe(self.information, model=self.model, data="Fashion-MNIST test images")
+        protocol = describe(self.information, model=self.model, data=f"{source.describe()} test images")
         return profile, {**information_values(profile), "label_entropy": entropy, "protocol": protocol}
 
 

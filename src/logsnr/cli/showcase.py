@@ -14,10 +14,8 @@ import torch
 from torch import Tensor
 
 from logsnr.core.errors import MissingError
-from logsnr.data.fashion import load_fashion
 from logsnr.evaluation.information import pipeline_information
 from logsnr.evaluation.plots import plot_information
-from logsnr.evaluation.quality import class_prompts
 from logsnr.evaluation.report import Figure, Section
 from logsnr.information.config import InformationConfig
 from logsnr.metrics.judge import judge_images
@@ -59,20 +57,24 @@ def showcase(name: str, num_judged: int) -> Iterator[Part]:
 
 
 def classes(pipe: Pipeline, world: World) -> Part:
-    """Every class by a prompt of its own, eight seeds each."""
-    prompts = [world.captions.prompt(label) for label in range(len(world.captions.names)) for _ in range(8)]
-    made = sample(pipe, prompts, seeds=[seed % 8 for seed in range(len(prompts))])
-    names = ", ".join(names[0] for names in world.captions.names)
-    figure = Figure(image_grid(made.images, scale=2), f"By row: {names}. Seeds 0 to 7 across.")
-    summary = f"{len(prompts)} images with {made.nfe} evaluations each in {made.seconds:.1f} s"
-    return Part(
-        "sample", Section("Every class by prompt", summary, [figure]), {"images": len(prompts), "nfe": made.nfe}
-    )
+    """What the world shows, each by a prompt of its own."""
+    sheet = world.source.sheet()
+    made = sample(pipe, sheet.prompts, seeds=[seed % 8 for seed in range(len(sheet.prompts))])
+    figure = Figure(image_grid(made.images, scale=2), sheet.legend)
+    summary = f"{len(sheet.prompts)} images with {made.nfe} evaluations each in {made.seconds:.1f} s"
+    values = {"images": len(sheet.prompts), "nfe": made.nfe}
+    return Part("sample", Section("Every class by prompt", summary, [figure]), values)
+
+
+def shown(world: World) -> list[str]:
+    """Ten prompts of the world's sheet."""
+    prompts = world.source.sheet().prompts
+    return prompts[:: -(-len(prompts) // 10)]
 
 
 def evaluations(pipe: Pipeline, world: World) -> Part:
     """The same seeds with fewer and more evaluations."""
-    prompts = [world.captions.prompt(label) for label in range(len(world.captions.names))]
+    prompts = shown(world)
     rows = [sample(pipe, prompts, seeds=range(len(prompts)), config=SampleConfig(steps=n)) for n in (4, 8, 20)]
     reference = rows[-1].latents
     errors = {f"rms_{row.nfe}": float((row.latents - reference).square().mean().sqrt()) for row in rows[:-1]}
@@ -86,7 +88,7 @@ def evaluations(pipe: Pipeline, world: World) -> Part:
 
 def calibrated(pipe: Pipeline, world: World, table: Path, steps: int = 5) -> Part:
     """The same noise and evaluations by the pipeline's own scheduler and by the table that ships, against the limit."""
-    prompts = [world.captions.prompt(label) for label in range(len(world.captions.names)) for _ in range(2)]
+    prompts = [prompt for prompt in shown(world) for _ in range(2)]
     seeds, size = list(range(len(prompts))), len(prompts)
     fine = sample(pipe, prompts, seeds=seeds, config=SampleConfig(steps=60, order=3, grid="log-snr"))
     ours = sample(pipe, prompts, seeds=seeds, config=SampleConfig(solver=table))
@@ -106,11 +108,7 @@ def calibrated(pipe: Pipeline, world: World, table: Path, steps: int = 5) -> Par
 
 def judged(pipe: Pipeline, world: World, num_images: int) -> Part:
     """Prompts from held-out templates, read back by the second judge, against what the card says."""
-    prompts, labels = class_prompts(
-        lambda label, template: world.captions.prompt(label, template, held_out=True),
-        len(world.captions.names),
-        num_images,
-    )
+    prompts, labels = world.source.ask(num_images, held_out=True)
     made = sample(pipe, prompts, seeds=range(num_images))
     right = judge_images(world.judge(second=True), made.images)[1].argmax(1) == labels
     accuracy, expected = float(right.float().mean()), world.card.get("default_accuracy", 0.0)
@@ -126,7 +124,7 @@ def known(pipe: Pipeline, world: World) -> Part:
     """What the network knows about its data, from few calls: the error curve, with and without the label."""
     config = InformationConfig(calls=160, batch_size=32, curve_levels=20, curve_batches=2, levels=20)
     try:
-        train, test = load_fashion("train"), load_fashion("test")
+        train, test = world.source.measuring()
     except MissingError as error:
         return Part("information", Section("What the network knows about its data", f"left out: {error}"), {})
     prompt = partial(world.captions.prompt, template=0, held_out=True)

@@ -24,7 +24,7 @@ class Train(Console):
     """Train an embedded world anew from real data: judges, autoencoder, then UNet and text encoder."""
 
     world: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WORLD")]
-    """The world to make: fashion."""
+    """The world to make: fashion or emoji."""
     out: Path = Path("out")
     """Folder of the run; the finished pipeline stands in OUT/pipeline."""
     stages: str = ",".join(STAGES)
@@ -73,7 +73,8 @@ class Train(Console):
 
     def _train(self, recipe: Recipe, stages: tuple[str, ...]) -> int:
         from logsnr.train.loop import any_process, leave_processes
-        from logsnr.worlds.recipe import load_world_data, train_world
+        from logsnr.worlds.data import SOURCES
+        from logsnr.worlds.recipe import train_world
 
         start, step, stage, stopped = time.monotonic(), 0, "", False
         bar: tqdm | None = None
@@ -81,7 +82,7 @@ class Train(Console):
         with stop_on_signals() as stop:
             run = train_world(
                 recipe,
-                load_world_data(recipe),
+                SOURCES[recipe.data].training(),
                 self.out,
                 stages=stages,
                 resume=self.resume,
@@ -126,7 +127,8 @@ class Train(Console):
     def _dry_run(self, recipe: Recipe, stages: tuple[str, ...]) -> int:
         from tempfile import TemporaryDirectory
 
-        from logsnr.worlds.recipe import load_world_data, train_world
+        from logsnr.worlds.data import SOURCES
+        from logsnr.worlds.recipe import train_world
 
         stage = stages[0]
         short = replace(recipe, runs={stage: replace(recipe.runs[stage], steps=1, resume=False)})
@@ -134,7 +136,11 @@ class Train(Console):
             for done in () if self.start_from else STAGES[: STAGES.index(stage)]:
                 _link(self.out / done, Path(scratch) / done)
             run = train_world(
-                short, load_world_data(recipe), Path(scratch), stages=(stage,), start_from=_world(self.start_from)
+                short,
+                SOURCES[recipe.data].training(),
+                Path(scratch),
+                stages=(stage,),
+                start_from=_world(self.start_from),
             )
             seconds = next(run)[1].seconds
             run.close()
@@ -153,9 +159,9 @@ class Train(Console):
 
 def _world(name: str | None) -> Path | None:
     """The folder of a world's name, or the path itself."""
-    from logsnr.worlds.load import WORLDS
+    from logsnr.worlds.load import find_model
 
-    return WORLDS.get(name, Path(name)) if name else None
+    return Path(find_model(name)) if name else None
 
 
 def _link(stage: Path, place: Path) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from logsnr.core.errors import InputError
 
 TEMPLATES = (
     "a photo of a {}",
@@ -33,6 +37,32 @@ BRIGHTNESS = ("dark", "bright")
 SIZE = ("small", "large")
 
 
+class Wording(Protocol):
+    """How a data set words its items: by class and, where it has ``styles``, by style."""
+
+    @property
+    def names(self) -> tuple[tuple[str, ...], ...]:
+        """The names of each class, formal name first."""
+        ...
+
+    @property
+    def styles(self) -> tuple[str, ...]:
+        """The names of the styles; empty where images have none."""
+        ...
+
+    def prompt(self, label: int, template: int = 0, *, held_out: bool = False, style: int | None = None) -> str:
+        """The caption of a class by its formal name; ``held_out`` takes the templates that training never sees."""
+        ...
+
+    def all_sentences(self) -> list[str]:
+        """What a tokenizer has to know."""
+        ...
+
+    def caption(self, label: int, factors: Sequence[int], draws: Sequence[float]) -> str:
+        """One training caption from four uniform draws and the item's own factors, whose meaning is the data set's."""
+        ...
+
+
 @dataclass(frozen=True)
 class Captions:
     """What captions of a data set can say: the names of each class, formal name first, and the templates."""
@@ -42,9 +72,16 @@ class Captions:
     held_out: tuple[str, ...] = HELD_OUT_TEMPLATES
     empty: float = 0.1
     with_factors: float = 0.4
+    styles: tuple[str, ...] = ()
 
-    def prompt(self, label: int, template: int = 0, *, held_out: bool = False) -> str:
-        """The caption of a class by its formal name, without factor words."""
+    def prompt(self, label: int, template: int = 0, *, held_out: bool = False, style: int | None = None) -> str:
+        """The caption of a class by its formal name, without factor words.
+
+        Raises:
+            InputError: a style, of which these captions have none.
+        """
+        if style is not None:
+            raise InputError(f"these captions have no style {style}: leave it out")
         templates = self.held_out if held_out else self.templates
         return _agree(templates[template % len(templates)].format(self.names[label][0]))
 
@@ -53,7 +90,7 @@ class Captions:
         names = [name for synonyms in self.names for name in synonyms]
         return [t.format(name) for t in self.templates + self.held_out for name in names] + [*BRIGHTNESS, *SIZE]
 
-    def caption(self, label: int, factors: tuple[int, int], draws: tuple[float, ...]) -> str:
+    def caption(self, label: int, factors: Sequence[int], draws: Sequence[float]) -> str:
         """One training caption from four uniform draws: empty or not, the name, the template, factor words or not.
 
         ``factors`` are -1, 0 or 1 for brightness and size: low, ordinary or high within the class.

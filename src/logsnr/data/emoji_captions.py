@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 PLAIN = (
@@ -61,7 +62,7 @@ class EmojiCaptions:
         filled = [self._fill(t, phrases[0], style) for t in templates for style in range(len(self.styles))]
         return [*dict.fromkeys(filled), *phrases]
 
-    def caption(self, label: int, factors: tuple[int, ...], draws: tuple[float, ...]) -> str:
+    def caption(self, label: int, factors: Sequence[int], draws: Sequence[float]) -> str:
         """One training caption from four uniform draws: empty or not, the phrase, the template, with style or not.
 
         ``factors`` holds the index of the image's style.

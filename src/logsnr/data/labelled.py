@@ -1,10 +1,31 @@
-"""A data set of images with one label each, held as bytes."""
+"""Data sets of images with one label each: what they offer, one that is held as bytes, and pairs with a style."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
+
+
+class LabelledData(Protocol):
+    """Images that are fetched by index, many at once, with one label each."""
+
+    @property
+    def labels(self) -> Tensor:
+        """The class of every item (len,)."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The name of each class."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def take(self, indices: Tensor) -> dict[str, Tensor]:
+        """``image`` (n, channels, size, size) in [-1, 1], ``label`` (n,), and what else the items carry."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -21,3 +42,12 @@ class Labelled:
     def take(self, indices: Tensor) -> dict[str, Tensor]:
         """``image`` (n, channels, size, size) in [-1, 1] and ``label`` (n,)."""
         return {"image": self.images[indices].float() / 127.5 - 1, "label": self.labels[indices]}
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of a concept and a style (n, 2) that training saw, those that it did not, and each concept's group."""
+
+    trained: Tensor
+    held_out: Tensor
+    groups: tuple[str, ...]

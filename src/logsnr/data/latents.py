@@ -11,7 +11,7 @@ from torch import Tensor
 
 from logsnr.core.artifact import load_tensors, save_tensors
 from logsnr.core.errors import BrokenError
-from logsnr.data.labelled import Labelled
+from logsnr.data.labelled import LabelledData
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Latents:
 
 @torch.no_grad()
 def encode_latents(
-    data: Labelled, encode: Callable[[Tensor], Tensor], *, cache: Path | None = None, batch_size: int = 250
+    data: LabelledData, encode: Callable[[Tensor], Tensor], *, cache: Path | None = None, batch_size: int = 250
 ) -> Latents:
     """Encode every image of a data set, or read the cache when it fits.
 

@@ -10,7 +10,7 @@ import torch
 
 from logsnr.core.errors import InputError
 from logsnr.core.random import generator
-from logsnr.data.labelled import Labelled
+from logsnr.data.labelled import LabelledData
 from logsnr.information.config import InformationConfig
 from logsnr.information.curve import MMSECurve
 from logsnr.information.profile import Estimate, InformationProfile, Progress, information_profile
@@ -23,8 +23,8 @@ _CONVENTION = "continuous density of latents, per latent dimension and never per
 
 def pipeline_information(
     pipe: Pipeline,
-    train: Labelled,
-    test: Labelled,
+    train: LabelledData,
+    test: LabelledData,
     prompt: Callable[[int], str],
     config: InformationConfig,
     progress: Progress = iter,

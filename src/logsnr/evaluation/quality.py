@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from logsnr.data.labelled import Labelled
+from logsnr.data.labelled import LabelledData
 from logsnr.evaluation.config import QualityConfig
 from logsnr.metrics.frechet import Moments, StreamingMoments, frechet_distance, frechet_stderr, moments
 from logsnr.metrics.judge import Judge, judge_images
 from logsnr.metrics.precision_recall import nearest_distance, precision_recall
 
+Make = Callable[[Sequence[str], Sequence[int]], Tensor]
 Progress = Callable[[int, int], None]
 
 
@@ -36,18 +37,18 @@ class Reference:
     features: Tensor
     floor: float
     test_accuracy: float
-    test_accuracy_per_class: list[float]
+    test_accuracy_per_class: list[float | None]
     test_nearest: float
 
 
-def real_features(judge: Judge, data: Labelled, *, batch_size: int = 1000) -> tuple[Tensor, Tensor]:
+def real_features(judge: Judge, data: LabelledData, *, batch_size: int = 1000) -> tuple[Tensor, Tensor]:
     """Features (n, d) and logits (n, classes) of every image of a data set."""
     parts = [judge_images(judge, data.take(rows)["image"]) for rows in torch.arange(len(data)).split(batch_size)]
     features, logits = zip(*parts, strict=True)
     return torch.cat(features), torch.cat(logits)
 
 
-def reference(judge: Judge, train: Labelled, test: Labelled) -> Reference:
+def reference(judge: Judge, train: LabelledData, test: LabelledData) -> Reference:
     """What real images give: the floor is the distance of the real test images to the training images."""
     features, _ = real_features(judge, train)
     stream = StreamingMoments()
@@ -92,8 +93,19 @@ def class_prompts(prompt: Callable[[int, int], str], num_classes: int, num_image
     return [prompt(int(label), index // num_classes) for index, label in enumerate(labels)], labels
 
 
+def make_images(make: Make, prompts: list[str], config: QualityConfig, progress: Progress | None = None) -> Tensor:
+    """Images of the prompts by ``make(prompts, seeds)``, batch by batch, on seeds from ``config.first_seed`` on."""
+    seeds, images = range(config.first_seed, config.first_seed + len(prompts)), []
+    for start in range(0, len(prompts), config.batch_size):
+        rows = slice(start, start + config.batch_size)
+        images.append(make(prompts[rows], seeds[rows]))
+        if progress:
+            progress(min(rows.stop, len(prompts)), len(prompts))
+    return torch.cat(images)
+
+
 def sample_quality(
-    make: Callable[[Sequence[str], Sequence[int]], Tensor],
+    make: Make,
     prompt: Callable[[int, int], str],
     judges: Judges,
     real: Reference,
@@ -102,13 +114,7 @@ def sample_quality(
 ) -> dict[str, Any]:
     """Quality of ``make(prompts, seeds)`` -> images over balanced classes; ``prompt(label, template)`` words them."""
     prompts, labels = class_prompts(prompt, len(real.test_accuracy_per_class), config.num_images)
-    seeds, images = range(config.first_seed, config.first_seed + config.num_images), []
-    for start in range(0, config.num_images, config.batch_size):
-        rows = slice(start, start + config.batch_size)
-        images.append(make(prompts[rows], seeds[rows]))
-        if progress:
-            progress(min(rows.stop, config.num_images), config.num_images)
-    return quality_of(torch.cat(images), labels, judges, real, config)
+    return quality_of(make_images(make, prompts, config, progress), labels, judges, real, config)
 
 
 def describe(config: QualityConfig, **more: Any) -> dict[str, Any]:
@@ -117,5 +123,7 @@ def describe(config: QualityConfig, **more: Any) -> dict[str, Any]:
     return {"name": "quality", **asdict(config), **more, "python": platform.python_version(), "versions": packages}
 
 
-def _per_class(right: Tensor, labels: Tensor, num_classes: int) -> list[float]:
-    return [float(right[labels == label].float().mean()) for label in range(num_classes)]
+def _per_class(right: Tensor, labels: Tensor, num_classes: int) -> list[float | None]:
+    """The share that is right of each class; None where no image was asked for."""
+    members = [right[labels == label] for label in range(num_classes)]
+    return [float(found.float().mean()) if len(found) else None for found in members]

@@ -8,6 +8,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional
 
+from logsnr.core.errors import UnsupportedError
+
 
 class _Residual(nn.Module):
     """Two 3x3 convolutions beside a shortcut that halves the resolution."""
@@ -43,7 +45,8 @@ class Judge(ModelMixin, ConfigMixin):
     """A classifier of images (n, channels, size, size) in [-1, 1]; saved and loaded like any diffusers model.
 
     ``architecture`` is ``"residual"`` (strided residual blocks, mean pooling) or ``"plain"`` (convolutions, max pooling
-    and a hidden layer), so that a model never has to be reported by the kind of judge that its training saw.
+    and a hidden layer), so that a model never has to be reported by the kind of judge that its training saw. A judge
+    with ``styles`` reads them by ``style_head``, a second head on the same features.
     """
 
     @register_to_config
@@ -55,6 +58,7 @@ class Judge(ModelMixin, ConfigMixin):
         width: int = 24,
         num_features: int = 96,
         classes: tuple[str, ...] = (),
+        styles: tuple[str, ...] = (),
     ):
         super().__init__()
         if architecture not in ("residual", "plain"):
@@ -63,6 +67,7 @@ class Judge(ModelMixin, ConfigMixin):
         pooled = 4 * width if architecture == "residual" else 4 * width * (size // 8) ** 2
         self.hidden = nn.Linear(pooled, num_features)
         self.head = nn.Linear(num_features, len(classes))
+        self.style_head = nn.Linear(num_features, len(styles)) if styles else None
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Feature maps after each stage, first to last: (n, channels, height, width) each."""
@@ -84,6 +89,16 @@ class Judge(ModelMixin, ConfigMixin):
     def forward(self, images: Tensor) -> Tensor:
         """Logits (n, classes)."""
         return self.head(self.features(images))
+
+    def read_styles(self, features: Tensor) -> Tensor:
+        """Logits (n, styles) of features (n, num_features).
+
+        Raises:
+            UnsupportedError: the judge reads no styles.
+        """
+        if self.style_head is None:
+            raise UnsupportedError("this judge reads no styles: it was trained on a data set without any")
+        return self.style_head(features)
 
 
 @torch.no_grad()

@@ -20,6 +20,8 @@ class JudgeConfig:
     learning_rate: float = 3e-3
     weight_decay: float = 0.05
     label_smoothing: float = 0.05
+    max_shift: int = 2
+    """Pixels by which an image is rolled each way; 0 where the data set augments its images itself."""
     ema: float = 0.995
     seed: int = 0
 
@@ -50,6 +52,7 @@ class DenoiserConfig:
     latent_size: int = 8
     text_width: int = 128
     text_layers: int = 2
+    text_length: int = 16
     learning_rate: float = 1e-3
     ema: float = 0.9995
     seed: int = 0
@@ -65,6 +68,8 @@ class Recipe:
     autoencoder: AutoencoderConfig
     denoiser: DenoiserConfig
     runs: dict[str, FitConfig]
+    data: Literal["fashion", "emoji"] = "fashion"
+    """The data set, as ``worlds/data.py`` names it."""
 
 
 STAGES = ("judge", "judge_second", "autoencoder", "denoiser")
@@ -82,4 +87,18 @@ FASHION = Recipe(
         "denoiser": FitConfig(steps=12000, batch_size=64, decay="cosine", warmup=200, seed=3, preview_every=2000),
     },
 )
-RECIPES = {recipe.name: recipe for recipe in (FASHION,)}
+EMOJI = Recipe(
+    name="emoji",
+    data="emoji",
+    judge=JudgeConfig(channels=3, max_shift=0),
+    judge_second=JudgeConfig("plain", channels=3, width=32, max_shift=0, seed=1),
+    autoencoder=AutoencoderConfig(channels=3, block_channels=(32, 64, 80)),
+    denoiser=DenoiserConfig(text_width=88, text_length=24),
+    runs={
+        "judge": FitConfig(steps=20000, batch_size=128, decay="cosine", seed=0),
+        "judge_second": FitConfig(steps=12000, batch_size=128, decay="cosine", seed=1),
+        "autoencoder": FitConfig(steps=30000, batch_size=64, decay="cosine", seed=2, preview_every=2000),
+        "denoiser": FitConfig(steps=40000, batch_size=128, decay="cosine", warmup=200, seed=3, preview_every=2000),
+    },
+)
+RECIPES = {recipe.name: recipe for recipe in (FASHION, EMOJI)}

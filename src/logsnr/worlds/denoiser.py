@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from logsnr.data.captions import Captions
+from logsnr.data.captions import Wording
 from logsnr.models.ema import averaged
 from logsnr.models.text import build_text_encoder, token_ids
 from logsnr.schedules.families import scaled_linear
@@ -40,14 +40,15 @@ def build_unet(config: DenoiserConfig) -> UNet2DConditionModel:
 class DenoiserMethod:
     """Mean squared error of the predicted noise at uniform timesteps (Ho et al. 2020), captions drawn afresh each step.
 
-    ``factors`` (n, 2) are the pixel factors of the items, and ``show`` turns the trained networks into preview images.
+    ``factors`` (n, k) are what the captions may say of each item beside its class, and ``show`` turns the trained
+    networks into preview images.
     """
 
     def __init__(
         self,
         config: DenoiserConfig,
         tokenizer: CLIPTokenizer,
-        captions: Captions,
+        captions: Wording,
         factors: Tensor,
         show: Callable[[nn.Module, nn.Module], Tensor] | None = None,
     ):

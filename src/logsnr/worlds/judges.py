@@ -1,4 +1,4 @@
-"""The judges of a world: classifiers trained on real images with small random shifts."""
+"""The judges of a world: classifiers of real images, shifted at random where the data is not augmented by itself."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from logsnr.worlds.config import JudgeConfig
 
 
 class JudgeMethod:
-    """Cross entropy with label smoothing on shifted images; the exported judge is the moving average."""
+    """Cross entropy with label smoothing, of labels and of styles; the exported judge is the moving average."""
 
-    def __init__(self, config: JudgeConfig, classes: tuple[str, ...]):
+    def __init__(self, config: JudgeConfig, classes: tuple[str, ...], styles: tuple[str, ...] = ()):
         self.config = config
         torch.manual_seed(config.seed)
         self.network = Judge(
@@ -28,6 +28,7 @@ class JudgeMethod:
             width=config.width,
             num_features=config.num_features,
             classes=classes,
+            styles=styles,
         )
         self.average = averaged(self.network, config.ema)
 
@@ -41,9 +42,18 @@ class JudgeMethod:
         return torch.optim.AdamW(groups)
 
     def loss(self, batch: Batch, step: int) -> Loss:
-        logits = self.network(shifted(batch["image"], batch.integers(-2, 3, 2)))
-        value = functional.cross_entropy(logits, batch["label"], label_smoothing=self.config.label_smoothing)
-        return Loss(value, {"accuracy": (logits.argmax(1) == batch["label"]).float().mean()})
+        image, most = batch["image"], self.config.max_shift
+        features = self.network.features(shifted(image, batch.integers(-most, most + 1, 2)) if most else image)
+        value, accuracy = self._read(self.network.head(features), batch["label"])
+        if self.network.style_head is None:
+            return Loss(value, {"accuracy": accuracy})
+        style_value, style_accuracy = self._read(self.network.read_styles(features), batch["style"])
+        return Loss(value + style_value, {"accuracy": accuracy, "style_accuracy": style_accuracy})
+
+    def _read(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross entropy and accuracy."""
+        value = functional.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
+        return value, (logits.argmax(1) == labels).float().mean()
 
     def after_step(self, step: int) -> None:
         self.average.update_parameters(self.network)

@@ -7,24 +7,27 @@ from pathlib import Path
 
 from logsnr.core.config import read_json
 from logsnr.core.errors import BrokenError, InputError, MissingError
-from logsnr.data.captions import Captions
-from logsnr.data.fashion import NAMES
+from logsnr.data.captions import Wording
 from logsnr.metrics.judge import Judge
 from logsnr.models.pipeline import Pipeline, open_pipeline
 from logsnr.solvers import scheduler as _scheduler  # noqa: F401  diffusers loads it by name from a saved folder
+from logsnr.worlds.config import RECIPES
+from logsnr.worlds.data import SOURCES, Source
 
 _HOME = Path(__file__).parent
-WORLDS = {"fashion": _HOME / "fashion"}
-PLANNED = ("fashion-few", "fashion-flow", "emoji")
+WORLDS = {name: _HOME / name for name in RECIPES if (_HOME / name / "model_index.json").is_file()}
+"""The embedded worlds: those recipes whose weights are part of the package."""
+PLANNED = ("fashion-few", "fashion-flow")
 
 
 @dataclass(frozen=True)
 class World:
-    """A trained pipeline's folder with its captions, and what its card measured."""
+    """A trained pipeline's folder with its data set and captions, and what its card measured."""
 
     name: str
     folder: Path
-    captions: Captions
+    source: Source
+    captions: Wording
 
     @property
     def card(self) -> dict[str, float]:
@@ -55,24 +58,52 @@ def load(model: str | Path) -> Pipeline:
 
     Raises:
         InputError: nothing of this name is known.
-        MissingError: a hub id that cannot be reached.
+        MissingError: a world that is not trained yet, or a hub id that cannot be reached.
         BrokenError: the folder or file is damaged.
         UnsupportedError: a pipeline of a kind that logsnr does not sample yet.
     """
-    if str(model) in PLANNED:
-        raise InputError(f"the world {str(model)!r} is planned and not there yet: use {', '.join(WORLDS)}")
-    return open_pipeline(WORLDS.get(str(model), model))
+    return open_pipeline(find_model(model))
+
+
+def find_model(model: str | Path) -> str | Path:
+    """The folder of an embedded world's name; anything else as it is.
+
+    Raises:
+        InputError: a world that is planned.
+        MissingError: a world whose weights are not part of this package yet.
+    """
+    name = str(model)
+    if name in PLANNED:
+        raise InputError(f"the world {name!r} is planned and not there yet: use {', '.join(WORLDS)}")
+    if name in RECIPES and name not in WORLDS:
+        raise MissingError(
+            f"the world {name!r} has no weights in this package yet: `logsnr train {name} --out runs/{name}` makes "
+            f"them, and runs/{name}/pipeline is then the model to give"
+        )
+    return WORLDS.get(name, model)
 
 
 def load_world(model: str | Path) -> World:
     """The world of a name, or of a folder that ``train`` made.
 
     Raises:
-        MissingError: the model is no world: it has no judges.
+        InputError: a world that is planned.
+        MissingError: the model is no world, having no judges; or a world that is not trained yet.
+        BrokenError: it does not say by which recipe it was trained.
     """
-    folder = WORLDS.get(str(model), Path(model))
+    folder = Path(find_model(model))
     if not (folder / "judge").is_dir():
         raise MissingError(
             f"{model} is no world, it has no judges beside it: use {', '.join(WORLDS)} or a `train` result"
         )
-    return World(folder.name, folder, Captions(NAMES))
+    source = _source(folder / "training.json")
+    return World(folder.name, folder, source, source.captions())
+
+
+def _source(record: Path) -> Source:
+    """The data set of the recipe that a world's record of its training names."""
+    found = read_json(record)
+    name = found.get("name") if isinstance(found, dict) else None
+    if name not in RECIPES:
+        raise BrokenError(f"{record} names no recipe of {', '.join(RECIPES)}: train the world again")
+    return SOURCES[RECIPES[name].data]

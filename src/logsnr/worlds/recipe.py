@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Generator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from logsnr.core.artifact import staged, write_json
 from logsnr.core.config import read_json
 from logsnr.core.errors import InputError
-from logsnr.data.captions import Captions, pixel_factors
-from logsnr.data.fashion import NAMES, load_fashion
-from logsnr.data.labelled import Labelled
+from logsnr.data.labelled import LabelledData
 from logsnr.data.latents import Latents, encode_latents
 from logsnr.metrics.judge import Judge
 from logsnr.models.text import build_tokenizer
@@ -30,16 +28,9 @@ from logsnr.train.method import Dataset, Method
 from logsnr.worlds.autoencoder import AutoencoderMethod
 from logsnr.worlds.card import stage_record, write_training_card
 from logsnr.worlds.config import STAGES, Recipe
+from logsnr.worlds.data import WorldData
 from logsnr.worlds.denoiser import DenoiserMethod
 from logsnr.worlds.judges import JudgeMethod
-
-
-@dataclass(frozen=True)
-class WorldData:
-    """What a world is trained on."""
-
-    train: Labelled
-    captions: Captions
 
 
 def train_world(
@@ -101,26 +92,25 @@ def _export(method: Method, dataset: Dataset, place: Path) -> None:
 def _build(stage: str, recipe: Recipe, data: WorldData, out: Path, start_from: Path | None) -> tuple[Method, Dataset]:
     """The method and the data set of one stage; earlier stages are read from ``out``."""
     if stage in ("judge", "judge_second"):
-        return JudgeMethod(getattr(recipe, stage), data.train.classes), data.train
+        return JudgeMethod(getattr(recipe, stage), data.real.classes, data.captions.styles), data.real
     if stage == "autoencoder":
-        shown = data.train.take(torch.arange(32))["image"]
-        return AutoencoderMethod(recipe.autoencoder, Judge.from_pretrained(out / "judge"), shown), data.train
+        shown = data.real.take(torch.arange(32) * (len(data.real) // 32))["image"]
+        return AutoencoderMethod(recipe.autoencoder, Judge.from_pretrained(out / "judge"), shown), data.real
     autoencoder = AutoencoderKL.from_pretrained(out / "autoencoder").requires_grad_(False)
     latents = world_latents(autoencoder, data.train, cache=out / "work" / "latents.safetensors")
     autoencoder.register_to_config(scaling_factor=1 / latents.std)
-    tokenizer = build_tokenizer(data.captions.all_sentences())
+    tokenizer = build_tokenizer(data.captions.all_sentences(), max_length=recipe.denoiser.text_length)
 
     def show(unet: Any, text_encoder: Any) -> Tensor:
-        return _contact_sheet(build_pipeline(autoencoder, text_encoder, tokenizer, unet), data.captions)
+        return _contact_sheet(build_pipeline(autoencoder, text_encoder, tokenizer, unet), data.sheet)
 
-    factors = pixel_factors(data.train.images, data.train.labels)
-    method = DenoiserMethod(recipe.denoiser, tokenizer, data.captions, factors, show)
+    method = DenoiserMethod(recipe.denoiser, tokenizer, data.captions, data.factors(), show)
     if start_from:
         method.start_from(start_from)
     return method, latents
 
 
-def world_latents(autoencoder: AutoencoderKL, data: Labelled, *, cache: Path | None = None) -> Latents:
+def world_latents(autoencoder: AutoencoderKL, data: LabelledData, *, cache: Path | None = None) -> Latents:
     """Posterior means of a data set, scaled to unit variance."""
     return encode_latents(data, lambda images: autoencoder.encode(images).latent_dist.mean, cache=cache)
 
@@ -146,8 +136,7 @@ def build_pipeline(
     return pipe
 
 
-def _contact_sheet(pipe: StableDiffusionPipeline, captions: Captions) -> Tensor:
-    prompts = [captions.prompt(label) for label in range(len(captions.names)) for _ in range(8)]
+def _contact_sheet(pipe: StableDiffusionPipeline, prompts: list[str]) -> Tensor:
     return sample(pipe, prompts, seeds=range(len(prompts)), config=SampleConfig(steps=10)).images
 
 
@@ -172,20 +161,13 @@ def assemble(recipe: Recipe, out: Path, start_from: Path | None = None) -> None:
 
 
 def _stage_records(recipe: Recipe, out: Path, start_from: Path | None) -> dict[str, Any]:
-    """Steps and seconds of every stage; what was kept from an earlier world has its record, new legs add to it."""
+    """Steps and seconds of every stage that has a record; what was kept has its earlier one, new legs add to it."""
     earlier = read_json(start_from / "training.json") if start_from else {}
     records = {}
     for stage in STAGES:
         work = out / "work" / stage
-        new = stage_record(work, recipe.runs[stage].batch_size, earlier.get(stage)) if work.exists() else None
-        records[stage] = new or earlier[stage]
+        if work.exists():
+            records[stage] = stage_record(work, recipe.runs[stage].batch_size, earlier.get(stage))
+        elif stage in earlier:
+            records[stage] = earlier[stage]
     return records
-
-
-def load_world_data(recipe: Recipe) -> WorldData:
-    """The real training data of a recipe.
-
-    Raises:
-        MissingError: the data set is not installed.
-    """
-    return WorldData(load_fashion("train"), Captions(NAMES))
