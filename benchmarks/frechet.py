@@ -4,98 +4,153 @@
     python benchmarks/frechet.py --rho            four values of rho at 8, 20 and 50 calls, 2,000 images each
 
 Distances are in the second judge's features to the moments of the 60,000 real training images. All methods start from
-the same noise with the same prompts (guidance 1). A peer's grid is the one with the least paired error on the selection
-set of ``solvers.py``, its searched grid included; ours is calibrated on seeds of its own.
+the same noise with the same prompts (guidance 1), and are made on other noises: "calibrated" knows the network alone;
+"matched" has its numbers moved towards real images in the first judge's features, and so is each peer's "grid by
+distance", the best of all grids by the same measure on the same noises, then searched like all searched grids. The
+plain rows of the peers have their searched grid of the least paired error.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from peers import PEERS
+from peers import PEERS, Peer
 from problems import fashion
 from record import RESULTS
-from solvers import OPTIMISED, Run, Trial, exponential, full, noise_of, quick
+from solvers import OPTIMISED, Run, Trial, exponential, full, grids_of, noise_of
 from torch import Tensor
 
 import logsnr
 from logsnr.core.artifact import write_json
 from logsnr.core.types import Level
 from logsnr.data.fashion import load_fashion
-from logsnr.evaluation.quality import class_prompts, reference
+from logsnr.evaluation.config import MatchConfig
+from logsnr.evaluation.matching import match_features
+from logsnr.evaluation.quality import class_prompts, real_features, reference
 from logsnr.metrics.frechet import frechet_distance, moments
 from logsnr.metrics.judge import judge_images
 from logsnr.models.pipeline import decode_latents
-from logsnr.schedules.grids import uniform_log_snr
+from logsnr.schedules.grids import early_log_snr, uniform_log_snr
 from logsnr.solvers.config import SampleConfig
 from logsnr.solvers.exponential import Exponential
 from logsnr.solvers.reference import END, Model
 from logsnr.solvers.sample import sample
+from logsnr.solvers.table import SolverTable
 from logsnr.worlds.load import load_world
 
 NUM_IMAGES, FIRST, BATCH, FINE = 5000, 20_000_000, 500, 40
+MATCH = MatchConfig()
 RHO, BUDGETS, RHO_IMAGES = (0.0, 0.3, 0.6, 1.0), (8, 20, 50), 2000
 
 
 class Bench:
-    """The network, the judge, and the moments of real images."""
+    """The network, the judges, and the moments of real images in their features."""
 
     def __init__(self) -> None:
         self.problem, self.pipe, self.world = fashion(1.0), logsnr.load("fashion"), load_world("fashion")
-        self.judge = self.world.judge(second=True)
+        self.judge, self.chooser = self.world.judge(second=True), self.world.judge(second=False)
         self.real = reference(self.judge, load_fashion("train"), load_fashion("test"))
+        self.chosen_by = moments(real_features(self.chooser, load_fashion("train"))[0])
 
-    def features(self, run: Run, grid: Sequence[Level]) -> Tensor:
-        """Judge's features (NUM_IMAGES, d) of a solver's images."""
-        parts = []
-        for first in range(FIRST, FIRST + NUM_IMAGES, BATCH):
-            problem = self.problem
-            model = Model(problem.denoiser, problem.schedule, problem.shape, problem.cond(range(first, first + BATCH)))
-            z = run(model, noise_of(problem, first, BATCH), grid, torch.arange(BATCH))
-            parts.append(judge_images(self.judge, decode_latents(self.pipe, z.reshape(-1, *problem.shape)))[0])
-        return torch.cat(parts)
+    def features(self, run: Run, grid: Sequence[Level], first: int = FIRST, count: int = NUM_IMAGES) -> Tensor:
+        """Second judge's features (count, d) of a solver's images."""
+        return judge_images(self.judge, torch.cat(list(self.images(run, grid, first, count))))[0]
+
+    def images(self, run: Run, grid: Sequence[Level], first: int, count: int) -> Iterator[Tensor]:
+        """Batches of a solver's images from the noises of seeds from ``first``."""
+        for start in range(first, first + count, BATCH):
+            z = run(self.model(start, BATCH), noise_of(self.problem, start, BATCH), grid, torch.arange(BATCH))
+            yield decode_latents(self.pipe, z.reshape(-1, *self.problem.shape))
+
+    def model(self, first: int, count: int) -> Model:
+        """The network with the prompts of the seeds from ``first``."""
+        problem = self.problem
+        return Model(problem.denoiser, problem.schedule, problem.shape, problem.cond(range(first, first + count)))
 
     def distance(self, features: Tensor) -> float:
-        """Frechet distance to the real training images."""
+        """Frechet distance to the real training images, in the second judge's features."""
         return frechet_distance(moments(features), self.real.moments)
+
+    def chosen_distance(self, run: Run, grid: list[Level], first: int, count: int) -> float:
+        """Frechet distance in the first judge's features, by which grids and our numbers are chosen."""
+        images = torch.cat(list(self.images(run, grid, first, count)))
+        return frechet_distance(moments(judge_images(self.chooser, images)[0]), self.chosen_by)
+
+    def matched(self, table: SolverTable, first: int) -> tuple[SolverTable, dict[str, Any]]:
+        """A table moved towards real images in the first judge's features."""
+        count = MATCH.num_fit + MATCH.num_selection
+
+        def seen(samples: Tensor) -> Tensor:
+            return judge_images(self.chooser, decode_latents(self.pipe, samples))[0]
+
+        model, noise = self.model(first, count), noise_of(self.problem, first, count)
+        return match_features(model, noise, table, seen, self.chosen_by, MATCH)
 
 
 def compare(bench: Bench, calls: int) -> None:
     """Distances of ours, of three peers, and of the fine solution at one number of calls."""
     start, trial = time.monotonic(), Trial(bench.problem, seed=10)
     features: dict[str, Tensor] = {}
-    grids: dict[str, str] = {}
-    for name, config in (("ours, calibrated quickly", quick(calls)), ("ours, calibrated", full(calls))):
-        table, record = trial.table(config)
-        grids[name], features[name] = (
-            record["winner"],
-            bench.features(exponential(table.solver()), table.levels(trial.model.unit)),
-        )
-    ours = table.levels(trial.model.unit)
+    notes: dict[str, dict[str, Any]] = {}
+    table, record = trial.table(full(calls))
+    paired, matched = trial.first + 700_000, trial.first + 800_000
+    tables = {"ours, calibrated": (table, {"grid": record["winner"], "noises": paired})}
+    moved, found = bench.matched(table, matched)
+    tables["ours, matched"] = (moved, {"grid": "matched", "noises": matched, **found})
+    unit = trial.model.unit
+    for name, (made, note) in tables.items():
+        notes[name], features[name] = note, bench.features(exponential(made.solver()), made.levels(unit))
+    early = early_log_snr(unit, calls)
+    notes["ours, default"] = {"grid": "log-snr-early"}
+    features["ours, default"] = bench.features(exponential(Exponential(3, corrector=True)), early)
     for peer in (peer for peer in PEERS if peer.name in OPTIMISED):
-        name, grid = trial.chosen_grid(peer, calls, ours)
-        own = trial.searched_grid(peer, grid)
-        searched = trial.selection_error(peer, own) < trial.selection_error(peer, grid)
-        grids[peer.name] = "searched" if searched else name
-        features[peer.name] = bench.features(peer.run, own if searched else grid)
-    fine = uniform_log_snr(trial.model.unit, FINE, end=END)
-    grids["fine"], features["fine"] = f"{FINE} calls", bench.features(exponential(Exponential(3)), fine)
-    rows = [
-        {"method": name, "grid": grids[name], "calls": calls, "frechet_distance": bench.distance(found)}
-        for name, found in features.items()
-    ]
-    best = min((row for row in rows if row["method"] in OPTIMISED), key=lambda row: row["frechet_distance"])["method"]
-    ratios = {
-        name: [best, *interval(bench, features[name], features[best])] for name in features if name.startswith("ours")
+        for suffix, (name, grid) in peer_grids(bench, trial, peer, calls, table.levels(unit), matched).items():
+            notes[peer.name + suffix] = {"grid": name}
+            features[peer.name + suffix] = bench.features(peer.run, grid)
+    fine = uniform_log_snr(unit, FINE, end=END)
+    notes["fine"], features["fine"] = {"grid": f"{FINE} calls"}, bench.features(exponential(Exponential(3)), fine)
+    report(bench, calls, features, notes, round(time.monotonic() - start))
+
+
+def peer_grids(
+    bench: Bench, trial: Trial, peer: Peer, calls: int, ours: list[Level], first: int
+) -> dict[str, tuple[str, list[Level]]]:
+    """The peer's searched grid of least paired error, and its searched grid of least distance to real images."""
+    grids = grids_of(bench.problem, trial.model, calls, trial.seen, trial.error) | {"calibrated": ours}
+    errors = {name: trial.selection_error(peer, grid) for name, grid in grids.items()}
+    by_error = min(errors, key=lambda name: errors[name])
+    grids["searched"] = trial.searched_grid(peer, grids[by_error])
+    found = {name: bench.chosen_distance(peer.run, grid, first, MATCH.num_fit) for name, grid in grids.items()}
+    by_distance = min(found, key=lambda name: found[name])
+    score = partial(bench.chosen_distance, peer.run, first=first, count=MATCH.num_fit // 2)
+    closest = trial.searched_grid(peer, grids[by_distance], score)
+    return {
+        "": (f"searched from {by_error}", grids["searched"]),
+        ", grid by distance": (f"searched from {by_distance}", closest),
     }
-    found = {"rows": rows, "ratios": ratios, "floor": bench.real.floor, "seconds": round(time.monotonic() - start)}
+
+
+def report(
+    bench: Bench, calls: int, features: dict[str, Tensor], notes: dict[str, dict[str, Any]], seconds: int
+) -> None:
+    """Write the distances, with ours over the best scheduler's."""
+    rows: list[dict[str, Any]] = []
+    for name, found in features.items():
+        rows.append({"method": name, "calls": calls, "frechet_distance": bench.distance(found), **notes[name]})
+        print(rows[-1], flush=True)
+    peers = [row for row in rows if row["method"] != "fine" and not row["method"].startswith("ours")]
+    best = min(peers, key=_distance)["method"]
+    ours = [name for name in features if name.startswith("ours")]
+    ratios = {name: [best, *interval(bench, features[name], features[best])] for name in ours}
+    found = {"rows": rows, "ratios": ratios, "floor": bench.real.floor, "seconds": seconds}
     write_json(RESULTS / "solvers" / f"fashion-frechet-{calls}.json", found)
-    print(found, flush=True)
+    print(ratios, flush=True)
 
 
 def interval(bench: Bench, ours: Tensor, theirs: Tensor) -> tuple[float, float, float]:

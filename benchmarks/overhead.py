@@ -22,9 +22,9 @@ STEPS, RUNS = 250, 15
 SHAPES = ((1, 4, 8, 8), (1, 4, 64, 64))
 CONFIG = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "prediction_type": "v_prediction"}
 MADE: dict[str, Callable[[], Any]] = {
-    "ours, order 2": lambda: SNRScheduler.from_config(DDIMScheduler(**CONFIG).config, solver_order=2),
+    "ours, order 2": lambda: SNRScheduler.from_config(DPMSolverMultistepScheduler(**CONFIG).config, order=2),
     "ours, order 3 corrected": lambda: SNRScheduler.from_config(
-        DDIMScheduler(**CONFIG).config, solver_order=3, corrector=True
+        DPMSolverMultistepScheduler(**CONFIG).config, order=3, corrector=True
     ),
     "DPMSolverMultistepScheduler": lambda: DPMSolverMultistepScheduler(**CONFIG),
     "UniPCMultistepScheduler": lambda: UniPCMultistepScheduler(**CONFIG),

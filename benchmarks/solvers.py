@@ -44,6 +44,7 @@ CALLS = (3, 4, 5, 8, 10, 20)
 SEEDS = (0, 1, 2)
 NUM_TEST, NUM_SELECTION, FINE, CHOOSING = 512, 64, 250, 160
 SEARCHED = 40
+PARTS = ("", "-default", "-quick")
 Run = Callable[[Model, Tensor, Sequence[Level], Tensor], Tensor]
 
 
@@ -143,8 +144,7 @@ class Trial:
     def run(self, calls: int) -> dict[str, Any]:
         """Errors of every method at its chosen grid, with its cost."""
         found: dict[str, Any] = {}
-        for name, config in (("ours, calibrated quickly", quick(calls)), ("ours, calibrated", full(calls))):
-            found[name], levels = self.calibrated(config)
+        found["ours, calibrated"], levels = self.calibrated(full(calls))
         for peer in [*PEERS, *our_analytic()]:
             name, grid = self.chosen_grid(peer, calls, levels)
             found[peer.name] = {"errors": self.test_errors(peer.run, grid), "grid": name}
@@ -153,6 +153,10 @@ class Trial:
                 found[f"{peer.name}, own grid"] = {"errors": self.test_errors(peer.run, own), "grid": "searched"}
         return found
 
+    def quickly(self, calls: int) -> dict[str, Any]:
+        """Our solver calibrated within 3,000 evaluations."""
+        return {"ours, calibrated quickly": self.calibrated(quick(calls))[0]}
+
     def default(self, calls: int) -> dict[str, Any]:
         """Our uncalibrated default, and on its grid the peers that it is compared with."""
         grid = early_log_snr(self.model.unit, calls)
@@ -160,10 +164,13 @@ class Trial:
         runs = {"ours, default": exponential(Exponential(3, corrector=True)), **rivals}
         return {name: {"errors": self.test_errors(run, grid), "grid": "log-snr-early"} for name, run in runs.items()}
 
-    def searched_grid(self, peer: Peer, grid: list[Level]) -> list[Level]:
-        """A grid for one peer: random moves of one level, kept when the mean error on the selection set falls."""
+    def searched_grid(
+        self, peer: Peer, grid: list[Level], score: Callable[[list[Level]], float] | None = None
+    ) -> list[Level]:
+        """A grid for one peer: random moves of one level, kept when the score falls, by default selection_error."""
+        score = score or (lambda levels: self.selection_error(peer, levels))
         draws, best = np.random.default_rng(0), list(grid)
-        error = self.selection_error(peer, best)
+        error = score(best)
         for trial in range(SEARCHED if len(grid) > 2 else 0):
             values = np.array([level.log_snr for level in best[:-1]])
             place = int(draws.integers(1, len(values)))
@@ -172,7 +179,7 @@ class Trial:
             width = (1 - trial / SEARCHED) * 0.6 + 0.05
             values[place] = np.clip(values[place] + draws.normal() * width, low + 0.02, max(high - 0.02, low + 0.02))
             moved = [*levels_of(self.model.unit, values.tolist()), DATA]
-            found = self.selection_error(peer, moved)
+            found = score(moved)
             if found < error:
                 best, error = moved, found
         return best
@@ -267,8 +274,9 @@ def run_problem(name: str, counts: Sequence[int], seeds: Sequence[int]) -> None:
         for calls in counts:
             keep(name, calls, seed, "", lambda calls=calls, trial=trial: trial().run(calls))
             keep(name, calls, seed, "-default", lambda calls=calls, trial=trial: trial().default(calls))
+            keep(name, calls, seed, "-quick", lambda calls=calls, trial=trial: trial().quickly(calls))
     for calls in counts:
-        if all(kept(name, calls, seed, what).exists() for seed in SEEDS for what in ("", "-default")):
+        if all(kept(name, calls, seed, what).exists() for seed in SEEDS for what in PARTS):
             summarise(name, problem.name, calls)
 
 
@@ -285,14 +293,14 @@ def keep(name: str, calls: int, seed: int, what: str, run: Callable[[], dict[str
 
 
 def kept(name: str, calls: int, seed: int, what: str = "") -> Path:
-    """Where the errors of one seed are kept, outside git; ``what`` is -default, or -gradient of gradient_peer.py."""
+    """Where the errors of one seed are kept, outside git; ``what`` is a part, or -gradient of gradient_peer.py."""
     return Path("runs") / "solvers" / f"{name}-{calls}-{seed}{what}.json"
 
 
 def summarise(name: str, title: str, calls: int) -> None:
     """The table of one problem at one number of calls, over all seeds, into results/solvers/."""
     seeds: list[dict[str, Any]] = [{} for _ in SEEDS]
-    for what in ("", "-default", "-gradient"):
+    for what in (*PARTS, "-gradient"):
         paths = [kept(name, calls, seed, what) for seed in SEEDS]
         if all(path.exists() for path in paths):
             seeds = [seed | json.loads(path.read_text()) for seed, path in zip(seeds, paths, strict=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import subprocess
 import sys
 from itertools import pairwise
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 from pipelines import tiny_sd, tiny_sd3
 
+from logsnr.cli.console import Console
 from logsnr.cli.main import main
 from logsnr.core.artifact import write_json
 
@@ -52,9 +54,9 @@ def assert_refused(*arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def calibrated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A table of four steps for the embedded world at guidance 2, which is the default of ``sample``."""
+    """A table of four steps for the embedded world, at the default guidance."""
     out = tmp_path_factory.mktemp("calibrated")
-    return result("calibrate", "fashion", "--steps", "4", *TINY, "--guidance-scale", "2", "--out", str(out))
+    return result("calibrate", "fashion", "--steps", "4", *TINY, "--out", str(out))
 
 
 @pytest.fixture
@@ -177,7 +179,37 @@ def test_calibrate_writes_a_table_at_the_price_it_named(calibrated: dict[str, An
     command = ["calibrate", "fashion", "--steps", "4", *TINY, "--guidance-scale", "2", "--out", str(out)]
     dry = result(*command, "--dry-run")
     assert dry["network_evaluations"] >= calibrated["network_evaluations"]
+    free = result(*command[:-4], "--guidance-scale", "1", "--out", str(out), "--dry-run")
+    assert dry["network_evaluations"] == 2 * free["network_evaluations"]
     assert not out.exists()
+
+
+def test_calibrate_matches_the_real_images_of_a_world(tmp_path: Path) -> None:
+    small = ("--matching.num-fit", "40", "--matching.num-selection", "40", "--matching.num-real", "300")
+    command = ("calibrate", "fashion", "--steps", "2", "--guidance-scale", "1", "--out", str(tmp_path), *TINY)
+    asked = (*command, "--match", *small, "--matching.rounds", "1")
+    price = result(*asked, "--dry-run")["network_evaluations"]
+    found = result(*asked, "--quiet")
+    assert found["network_evaluations"] <= price
+    assert found["frechet_after"] < found["frechet_before"]
+    table = json.loads(Path(found["solver"]).read_text())
+    assert table["record"] == {name: found[name] for name in ("frechet_before", "frechet_after")}
+    assert result(
+        "sample",
+        "fashion",
+        "--prompt",
+        "a sneaker",
+        "--out",
+        str(tmp_path),
+        "--solver",
+        found["solver"],
+        "--guidance-scale",
+        "1",
+    )
+
+
+def test_matching_needs_real_images(folder: str) -> None:
+    assert "no judges" in assert_refused("calibrate", folder, "--prompts", "a", "--match", "--quiet")
 
 
 def test_calibrate_is_quiet_and_repeats_itself(calibrated: dict[str, Any], tmp_path: Path) -> None:
@@ -195,8 +227,8 @@ def test_calibrate_needs_prompts_where_there_is_no_world(folder: str, tmp_path: 
     command = ["calibrate", folder, "--steps", "3", *TINY, "--quiet", "--out", str(out)]
     assert_refused(*command)
     assert not out.exists()
-    values = result(*command, "--prompts", "a photo of a bag", "a dark sneaker")
-    assert Path(values["solver"]).is_file()
+    values = result(*command, "--prompts", "a photo of a bag", "a dark sneaker", "--negative", "a boot")
+    assert json.loads(Path(values["solver"]).read_text())["negative"] == "a boot"
 
 
 def test_calibrate_says_that_it_needs_prompts(folder: str, tmp_path: Path) -> None:
@@ -341,6 +373,13 @@ def test_a_table_of_another_model_or_guidance_is_one_line(
     write_json(other, {**json.loads(Path(calibrated["solver"]).read_text()), "fingerprint": "0" * 16})
     assert "another network" in assert_refused(*command, str(other))
     assert not out.exists()
+
+
+def test_numbers_that_json_does_not_have_are_words(capsys: pytest.CaptureFixture[str]) -> None:
+    """As the error of a solver that left the finite numbers."""
+    Console(json=True).result({"gate": {"a": 1.5, "b": math.inf}, "rows": [-math.inf, (math.nan, None)]}, [])
+    printed = json.loads(capsys.readouterr().out, parse_constant=no_constant)
+    assert printed == {"gate": {"a": 1.5, "b": "inf"}, "rows": ["-inf", ["nan", None]]}
 
 
 def test_the_real_command_explains(tmp_path: Path) -> None:

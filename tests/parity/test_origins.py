@@ -169,6 +169,20 @@ def test_the_class_of_a_live_configuration_is_the_one_that_it_was_made_for() -> 
     assert origin_of({"beta_schedule": "linear"}) == ""
 
 
+@pytest.mark.parametrize("name", READ)
+def test_a_scheduler_is_read_without_a_word(name: str, tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Converted, changed, saved and loaded: what only the former class has is kept, and nobody is warned of it."""
+    ours = SNRScheduler.from_config(ALL[name].config, grid="tangent")
+    ours.save_pretrained(tmp_path)
+    changed, loaded = SNRScheduler.from_config(ours.config, rho=0.5), SNRScheduler.from_pretrained(tmp_path)
+    kept = {option for option in parameters(type(ALL[name])) if option != "rho"}
+    for scheduler in (changed, loaded):
+        assert {option: scheduler.config[option] for option in kept} == {option: ours.config[option] for option in kept}
+    assert "were passed to" not in caplog.text
+    type(ALL[name]).from_config(ours.config)  # diffusers' own classes do say that they do not know ours
+    assert "were passed to" in caplog.text
+
+
 def test_settings_of_an_earlier_conversion_are_not_taken_up_again() -> None:
     first = SNRScheduler.from_config(ALL["DDIMScheduler"].config, rho=0.5, grid="tangent")
     between = diffusers.DPMSolverMultistepScheduler.from_config(first.config)

@@ -6,7 +6,7 @@ import torch
 from scipy import linalg
 
 from logsnr.core.errors import InputError
-from logsnr.metrics.frechet import Moments, StreamingMoments, frechet_distance, frechet_stderr, moments
+from logsnr.metrics.frechet import Moments, StreamingMoments, frechet_distance, frechet_stderr, frechet_to, moments
 
 
 def gaussian(mean, covariance):
@@ -116,3 +116,23 @@ def test_the_standard_error_is_reproducible():
     features = shifted(100)
     assert frechet_stderr(features, STANDARD, seed=3) == frechet_stderr(features, STANDARD, seed=3)
     assert frechet_stderr(features, STANDARD, seed=3) != frechet_stderr(features, STANDARD, seed=4)
+
+
+def test_the_distance_of_features_has_the_gradient_of_finite_differences():
+    features = torch.randn(200, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    target = random_moments(5, 30, 3)
+    shift = torch.tensor([0.3, -0.2, 0.1, 0.0, 0.5], dtype=torch.float64, requires_grad=True)
+    value = frechet_to(features * (1 + shift) + shift, target)
+    value.backward()
+    assert float(value.detach()) == pytest.approx(
+        frechet_distance(moments((features * (1 + shift) + shift).detach()), target), rel=1e-9
+    )
+    assert torch.autograd.gradcheck(lambda at: frechet_to(features * (1 + at) + at, target), (shift,))
+
+
+def test_a_feature_that_never_varies_leaves_the_gradient_finite():
+    features = torch.randn(200, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    features[:, 1] = 0
+    scale = torch.ones(4, dtype=torch.float64, requires_grad=True)
+    frechet_to(features * scale, gaussian([0.0] * 4, torch.diag(torch.tensor([1.0, 0.0, 2.0, 1.0])))).backward()
+    assert bool(scale.grad.isfinite().all())

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,9 +12,12 @@ import torch
 from diffusers import LCMScheduler
 from pipelines import tiny_sd
 
+from logsnr.cli.calibrate import Calibrate
 from logsnr.core.errors import BrokenError, InputError
+from logsnr.core.types import Prediction
 from logsnr.data.mixture import GaussianMixture
 from logsnr.models.fingerprint import fingerprint
+from logsnr.models.pipeline import denoiser_of, encode_prompts, latent_shape
 from logsnr.schedules.families import VE, Flow, scaled_linear
 from logsnr.schedules.grids import DATA, karras
 from logsnr.solvers.calibrate import calibrate, calibrate_denoiser, price
@@ -110,7 +113,7 @@ def test_the_documentation_quotes_the_price():
     page = (Path(__file__).parents[2] / "docs" / "calibration.md").read_text(encoding="utf-8")
     large = {"num_fit": 128, "num_selection": 64, "num_gate": 64, "reference_steps": 160}
     for changes in ({}, {"steps": 5}, {"steps": 20}, {"rounds": 0}, {"steps": 8, **large}):
-        assert f"{price(CalibrateConfig(**changes), guided=False):,}" in page, changes
+        assert f"{price(CalibrateConfig(**changes), guided=True):,}" in page, changes
     formula = {steps: int(3.5 * steps**2 - 12.5 * steps + 20) * 7 + 3 * steps * 9 for steps in range(4, 30)}
     assert "(3.5 N² - 12.5 N + 20) x num_fit + 3 N x (num_fit + num_selection)" in page
     assert formula == {steps: evaluations(steps, 7, 9, 1) for steps in formula}
@@ -281,10 +284,82 @@ def test_start_noises_must_be_as_many_as_needed():
         calibrate_denoiser(RING, SCHEDULE, torch.randn(3, 2), config=CONFIG)
 
 
+@pytest.mark.parametrize("first", [-10.0, 2.0])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_network_that_leaves_the_finite_numbers_is_refused_at_once(value, first):
+    calls = []
+
+    def broken(xt, level, cond=None):
+        calls.append(level.log_snr)
+        return Prediction(torch.full_like(xt, value), xt) if level.log_snr > first else RING(xt, level)
+
+    with pytest.raises(InputError, match=r"not finite at t = [\d.]+, .*: check its weights"):
+        calibrate_denoiser(broken, SCHEDULE, noise(QUICK), config=QUICK)
+    assert sum(at > first for at in calls) == 1
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3])
+def test_a_network_that_always_says_the_same_is_refused(value):
+    def constant(xt, level, cond=None):
+        return Prediction(torch.full_like(xt, value), xt)
+
+    with pytest.raises(InputError, match="the same sample from every noise.*: check its weights"):
+        calibrate_denoiser(constant, SCHEDULE, noise(QUICK), config=QUICK)
+
+
+def test_a_solver_that_left_the_finite_numbers_does_not_win(monkeypatch):
+    broken = SolverTable(tuple(np.linspace(-5, 5, 8)), ((math.nan,) * 6,) * 8)
+    monkeypatch.setattr("logsnr.solvers.calibrate.to_table", lambda fit: broken)
+    table, record = calibrate_denoiser(RING, SCHEDULE, noise(QUICK), config=QUICK)
+    assert record["gate"]["calibrated"] == math.inf
+    assert record["winner"] != "calibrated"
+    assert record["error_after"] == record["error_before"] < 1
+    assert table.analytic is not None
+    monkeypatch.setattr("logsnr.solvers.calibrate._rivals", lambda *_: [])
+    with pytest.raises(InputError, match="every solver left the finite numbers"):
+        calibrate_denoiser(RING, SCHEDULE, noise(QUICK), config=QUICK)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
+def test_only_what_is_evaluated_is_counted(guidance_scale):
+    """Rows for guidance cost nothing where guidance makes no use of them."""
+    pipe, config = tiny_sd(), replace(TINY, rounds=0, grids=("tangent",))
+    denoiser, cond = denoiser_of(pipe, guidance_scale=guidance_scale), encode_prompts(pipe, ["a bag"] * 8)
+    rows, asked = [], pipe.unet.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    start = torch.randn(8, *latent_shape(pipe), generator=torch.Generator().manual_seed(0))
+    for _ in range(2):  # what a denoiser did before is not counted
+        rows.clear()
+        _, record = calibrate_denoiser(denoiser, denoiser.schedule, start, cond=cond, config=config)
+        assert record["network_evaluations"] == sum(rows)
+    asked.remove()
+    assert sum(rows) <= price(config, guided=guidance_scale > 1)
+
+
 @pytest.fixture(scope="module")
 def calibrated_pipe():
     pipe = tiny_sd()
-    return pipe, *calibrate(pipe, ["a photo of a bag"], guidance_scale=2.0, config=TINY)
+    return pipe, *calibrate(pipe, ["a photo of a bag"], config=TINY)
+
+
+def test_a_table_made_by_default_serves_by_default(calibrated_pipe):
+    assert calibrated_pipe[1].guidance_scale == SampleConfig().guidance_scale == Calibrate(model="").guidance_scale
+
+
+def test_another_negative_prompt_is_warned_of(calibrated_pipe, tmp_path, recwarn):
+    """Where guidance leads away from one; tables of earlier versions, which do not name it, were made with none."""
+    pipe, table, _ = calibrated_pipe
+    named, _ = calibrate(pipe, ["a photo of a bag"], negative="a boot", config=replace(TINY, rounds=0, rivals=1))
+    assert (table.negative, named.negative) == ("", "a boot")
+    named.check_model(named.fingerprint, 2.0, "a boot")
+    replace(named, guidance_scale=1.0).check_model(named.fingerprint, 1.0, "a bag")
+    content = {name: value for name, value in asdict(table).items() if name != "negative"}
+    load_table(content).check_model(table.fingerprint, 2.0, "")
+    assert not [each for each in recwarn.list if "negative prompt" in str(each.message)]
+    config = SampleConfig(solver=named.save(tmp_path / "table.json"))
+    with pytest.warns(UserWarning, match="made with the negative prompt 'a boot', not ''.*: .* calibrate with the one"):
+        sample(pipe, "a bag", config=config)
+    with pytest.warns(UserWarning, match="the negative prompt '', not 'a coat'"):
+        load_table(content).check_model(table.fingerprint, 2.0, "a coat")
 
 
 def test_a_pipeline_is_calibrated_and_served(calibrated_pipe, tmp_path):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from pipelines import tiny_sd
+from pipelines import tiny_sd, tiny_sd3
 from torch import Tensor
 
 import logsnr
@@ -20,6 +20,7 @@ from logsnr.models.pipeline import denoiser_of, encode_prompts
 from logsnr.schedules.families import VE, Cosine, Flow, scaled_linear
 from logsnr.schedules.grids import DATA, tangent, uniform_log_snr, uniform_time
 from logsnr.schedules.schedule import levels_of
+from logsnr.solvers.config import SampleConfig
 from logsnr.solvers.exponential import Exponential
 from logsnr.solvers.invert import invert, round_trip_error
 from logsnr.solvers.sample import sample_steps
@@ -140,6 +141,27 @@ def test_a_pipelines_own_image_leads_back_to_its_noise() -> None:
     noise = logsnr.invert(denoiser, x, grid, cond=cond)
     assert float((noise - start).square().mean().sqrt()) < 0.05
     assert float(round_trip_error(denoiser, x, grid, noise=noise, cond=cond)) < 0.01
+
+
+@pytest.mark.parametrize("make", [tiny_sd, tiny_sd3])
+def test_what_inversion_finds_is_sampled_again(make: Any) -> None:
+    """There and back through ``sample``, guided, in batches of any size: what ``round_trip_error`` reports."""
+    pipe, prompts = make(), ["a bag", "a boot", "a bag"]
+    config = SampleConfig(steps=6, grid="tangent", variant="heun")
+    made = logsnr.sample(pipe, prompts, seeds=range(3), config=config)
+    denoiser, cond = denoiser_of(pipe, guidance_scale=config.guidance_scale), encode_prompts(pipe, prompts)
+    noise = logsnr.invert(denoiser, made.latents, made.levels, cond=cond)
+    again = logsnr.sample(pipe, prompts, seeds=range(3), latents=noise, config=config, batch_size=2)
+    expected = round_trip_error(denoiser, made.latents, made.levels, noise=noise, cond=cond)
+    assert [rms(row) for row in again.latents - made.latents] == pytest.approx(expected.tolist(), rel=1e-3)
+    others = logsnr.sample(pipe, prompts, seeds=range(3, 6), latents=noise, config=config).latents
+    assert torch.allclose(others, again.latents, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 8, 8), (2, 3, 8, 8), (2, 4, 8)])
+def test_latents_are_one_a_seed_in_the_shape_of_the_pipeline(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"start from \(2, 4, 8, 8\), one a seed"):
+        logsnr.sample(tiny_sd(), "a bag", seeds=[1, 2], latents=torch.zeros(shape))
 
 
 @pytest.mark.parametrize("rho", [0.5, "sde", [0.0, 1.0], lambda log_ratio: log_ratio])

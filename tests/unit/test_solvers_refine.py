@@ -51,7 +51,7 @@ def test_responses_are_the_derivatives_of_the_samples(monkeypatch):
     """Against automatic differentiation of the same run, for every coefficient."""
     monkeypatch.setattr(refining, "NUDGE", 1e-6)
     model, _, fit, (final, visits) = made(Cosine(), 4)
-    places, responses = refining._responses(model, fit, visits, final, ROWS)
+    places, responses = refining.responses_of(model, fit, visits, final, ROWS)
     numbers = torch.from_numpy(fit.coefficients).requires_grad_()
 
     def samples(numbers):
@@ -73,7 +73,7 @@ def test_responses_to_levels_are_the_derivatives_too(monkeypatch):
     """Against central differences of whole runs."""
     monkeypatch.setattr(refining, "LEVEL_NUDGE", 1e-5)
     model, reference, fit, (final, visits) = made(Cosine(), 4)
-    places, responses = refining._responses(model, fit, visits, final, ROWS)
+    places, responses = refining.responses_of(model, fit, visits, final, ROWS)
     for (step, column, _), response in zip(places, responses, strict=True):
         if column < 0:
             ends = []

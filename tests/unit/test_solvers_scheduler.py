@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from logsnr.core.errors import InputError
 from logsnr.core.types import Level, Prediction
 from logsnr.schedules.families import scaled_linear
 from logsnr.solvers.exponential import Exponential
+from logsnr.solvers.presets import PRESETS
 from logsnr.solvers.sample import sample_steps
 from logsnr.solvers.scheduler import SNRScheduler
 from logsnr.solvers.table import load_table
@@ -175,6 +178,30 @@ def test_clean_estimates_keep_the_limits_of_the_configuration(kind: str, limit: 
             x = scheduler.step(torch.sin(3 * scaled), t, x, **given).prev_sample
         ends.append(x)
     assert (ends[0] - ends[1]).abs().max() <= 1e-5 * max(1.0, float(ends[0].abs().max()))
+
+
+class Counted(TorchDispatchMode):
+    """Counts the tensor operations inside the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("settings", "most"), [({}, 5), ({"clip_sample": True}, 6), ({"corrector": True}, 8)], ids=str)
+def test_a_step_is_a_handful_of_tensor_operations(settings: dict, most: int) -> None:
+    """The clean estimate takes two, a step one for each of its weights; a limit adds its own and nothing else."""
+    scheduler = SNRScheduler(**STABLE, prediction_type="v_prediction", grid="tangent", **settings)
+    scheduler.set_timesteps(6)
+    x = output = start()
+    for index, t in enumerate(scheduler.timesteps[:5]):
+        with Counted() as counted:
+            x = scheduler.step(output, t, x, return_dict=False)[0]
+        assert counted.count == most or index < 2
 
 
 def test_noise_of_a_seed_is_bit_identical_in_any_batch_and_order() -> None:
@@ -353,6 +380,66 @@ def test_training_targets_are_those_of_diffusers(kind: str) -> None:
     assert half.dtype == torch.float16
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_the_same_built_directly_converted_or_loaded(preset: str, tmp_path: Path) -> None:
+    direct, own = SNRScheduler(preset=preset), PRESETS[preset]
+    direct.save_pretrained(tmp_path)
+    converted = SNRScheduler.from_config(diffusers.DDIMScheduler().config, preset=preset)
+    for scheduler in (
+        direct,
+        converted,
+        SNRScheduler.from_config(direct.config),
+        SNRScheduler.from_pretrained(tmp_path),
+    ):
+        solver = scheduler.solver
+        assert (solver.order, solver.variant, solver.rho, scheduler.config.rho) == (
+            own.order,
+            own.variant,
+            own.rho,
+            own.rho,
+        )
+    assert SNRScheduler(preset="sde-dpm++", rho=0.0).solver.rho == 0
+    assert SNRScheduler(rho=0.4).config.rho == 0.4
+    assert SNRScheduler.from_config(SNRScheduler(preset="sde-dpm++").config, preset="dpm++2m").solver.rho == 0
+
+
+def test_the_order_has_two_names() -> None:
+    """That of ``SampleConfig``, and in configurations diffusers' own."""
+    config = diffusers.DDIMScheduler().config
+    scheduler = SNRScheduler.from_config(config, order=3, rho=0.3)
+    assert scheduler.solver == SNRScheduler.from_config(config, solver_order=3, rho=0.3).solver
+    assert (scheduler.solver.order, scheduler.config.solver_order, scheduler.order) == (3, 3, 1)
+    with pytest.raises(InputError, match="one setting under two names"):
+        SNRScheduler.from_config(config, order=3, solver_order=3)
+
+
+@pytest.mark.parametrize(
+    ("own", "settings"),
+    [
+        ({"preset": "ddim"}, {"solver_order": 3}),
+        ({"preset": "ddim"}, {"order": 2}),
+        ({"preset": "dpm++2m"}, {"variant": "heun"}),
+        ({"table": TABLE}, {"solver_order": 2}),
+        ({"table": TABLE}, {"grid": "karras"}),
+        ({"table": TABLE}, {"variant": "heun", "grid": "time"}),
+    ],
+    ids=str,
+)
+def test_what_would_not_be_followed_is_refused(own: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Beside a preset or a table that is given too, or that the configuration has; but it may be there from before."""
+    beside = " and ".join("solver_order" if name == "order" else name for name in settings)
+    message = f"has its own {beside}: drop {beside}, or what brings it"
+    config = diffusers.DPMSolverMultistepScheduler(solver_order=3).config
+    for before, given in ((config, own | settings), (SNRScheduler(**own).config, settings)):
+        with pytest.raises(InputError, match=message):
+            SNRScheduler.from_config(before, **given)
+    if "order" not in settings:
+        with pytest.raises(InputError, match=message):
+            SNRScheduler(**own, **settings)
+        assert SNRScheduler.from_config(SNRScheduler(**settings).config, **own)
+    assert SNRScheduler.from_config(config, **own).config.solver_order == 3
+
+
 def test_levels_may_be_given_explicitly() -> None:
     scheduler = SNRScheduler(**STABLE)
     scheduler.set_timesteps(timesteps=[900, 500, 100])
@@ -360,6 +447,31 @@ def test_levels_may_be_given_explicitly() -> None:
     scheduler.set_timesteps(sigmas=[10.0, 3.0, 0.5, 0.0])
     assert scheduler.sigmas.tolist() == pytest.approx([10, 3, 0.5, 0])
     assert scheduler.num_inference_steps == len(scheduler.timesteps) == 3
+
+
+@pytest.mark.parametrize(
+    "stock",
+    [
+        diffusers.EDMEulerScheduler(sigma_max=80.0),
+        diffusers.EDMDPMSolverMultistepScheduler(sigma_max=60.0, sigma_data=0.7),
+        diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        diffusers.DDIMScheduler(timestep_spacing="trailing"),
+    ],
+    ids=lambda stock: type(stock).__name__,
+)
+def test_timesteps_of_a_run_lead_to_its_levels(stock: Any) -> None:
+    """The first too, where the noise of EDM's networks has its end."""
+    scheduler = SNRScheduler.from_config(stock.config)
+    scheduler.set_timesteps(7)
+    levels, times = scheduler.levels, scheduler.timesteps
+    for given in (times, times.tolist()):
+        scheduler.set_timesteps(timesteps=given)
+        assert torch.allclose(scheduler.timesteps.double(), times.double(), rtol=1e-6)
+        for mine, own in zip(scheduler.levels, levels, strict=True):
+            assert mine.alpha == pytest.approx(own.alpha, rel=1e-4, abs=1e-7)
+            assert mine.sigma == pytest.approx(own.sigma, rel=1e-4)
+    with pytest.raises(InputError, match="fall strictly"):
+        scheduler.set_timesteps(timesteps=times.tolist()[::-1])
 
 
 def test_pipelines_find_the_members_that_they_look_for() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,8 @@ import tyro
 
 from logsnr.cli.console import Console, Flag, Model, check_writable
 from logsnr.core.errors import InputError, LogsnrError
-from logsnr.solvers.config import CalibrateConfig
+from logsnr.evaluation.config import MatchConfig
+from logsnr.solvers.config import CalibrateConfig, SampleConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,18 +21,25 @@ class Calibrate(Console):
     """Compute a solver for your model: a small JSON file for `sample --solver`, and levels to paste elsewhere."""
 
     model: Model
-    """An embedded world (fashion), a diffusers folder, a .safetensors file or a hub id."""
+    """An embedded world (fashion, emoji), a diffusers folder, a .safetensors file or a hub id."""
     prompts: tuple[str, ...] = ()
     """Prompts like those that will be served, in turn; a world brings its own, any other model needs them."""
-    guidance_scale: float = 1.0
-    """The guidance that will be served: `sample --solver` takes the table at this one only (its own default is 2)."""
+    guidance_scale: float = SampleConfig.guidance_scale
+    """The guidance that will be served, by default that of `sample`: `sample --solver` takes the table at no other."""
+    negative: str = ""
+    """The prompt that guidance leads away from, as it will be served."""
     calibration: Annotated[CalibrateConfig, tyro.conf.arg(name="")] = field(default_factory=CalibrateConfig)
+    match: Flag = False
+    """Then move the table's numbers until the images have the features of real ones: for worlds with their data."""
+    matching: MatchConfig = field(default_factory=MatchConfig)
+    """How --match goes about it."""
     out: Path = Path("out")
     """Folder of the solver table, solver-STEPS.json."""
     dry_run: Flag = False
     """Print the price and what would be written, and stop; the model is not opened."""
 
     def run(self) -> int:
+        from logsnr.evaluation.matching import price as price_of_matching
         from logsnr.solvers.calibrate import price
 
         if not 0 <= self.guidance_scale < float("inf"):
@@ -39,7 +48,10 @@ class Calibrate(Console):
             )
         check_writable(self.out)
         target = self.out / f"solver-{self.calibration.steps}.json"
-        cost = price(self.calibration, guided=self.guidance_scale > 1)
+        guided = self.guidance_scale > 1
+        cost = price(self.calibration, guided=guided)
+        if self.match:
+            cost += price_of_matching(self.calibration.steps, self.matching, guided=guided)
         self.say(f"calibration costs up to {cost} network evaluations")
         if self.dry_run:
             self.result({"network_evaluations": cost, "would_write": [str(target)]}, [f"would write {target}"])
@@ -51,20 +63,27 @@ class Calibrate(Console):
     def _calibrate(self, target: Path) -> dict[str, Any]:
         from tqdm.auto import tqdm
 
+        from logsnr.evaluation.matching import match
         from logsnr.models.pipeline import denoiser_of
         from logsnr.solvers.calibrate import calibrate
         from logsnr.solvers.table import sigma_list, time_list
         from logsnr.worlds.load import load
 
-        start = time.monotonic()
-        pipe = load(self.model)
+        start, progress = time.monotonic(), partial(tqdm, disable=self.quiet)
+        pipe, prompts = load(self.model), self.prompts or _world_prompts(self.model)
+        real = _real_images(self.model, self.matching.num_real) if self.match else None
         table, record = calibrate(
             pipe,
-            self.prompts or _world_prompts(self.model),
+            prompts,
             guidance_scale=self.guidance_scale,
+            negative=self.negative,
             config=self.calibration,
-            progress=lambda work: tqdm(work, disable=self.quiet),
+            progress=progress,
         )
+        if real:
+            table, matched = match(pipe, table, prompts, *real, config=self.matching, progress=progress)
+            spent = record["network_evaluations"] + matched["network_evaluations"]
+            record |= {**table.record, "network_evaluations": spent}
         levels = table.levels(denoiser_of(pipe).schedule)
         return {
             "solver": str(table.save(target)),
@@ -76,15 +95,27 @@ class Calibrate(Console):
 
 
 def _world_prompts(model: str) -> list[str]:
-    """Every class in every trained template, classes in turn."""
+    """Prompts over all that a world can show, in trained templates: 150, which for ten classes are all there are."""
     from logsnr.worlds.load import load_world
 
     try:
-        captions = load_world(model).captions
+        return load_world(model).source.ask(150, held_out=False)[0]
     except LogsnrError as error:
         raise InputError("calibration needs prompts like those that will be served: pass --prompts") from error
-    classes, templates = range(len(captions.names)), range(len(captions.templates))
-    return [captions.prompt(label, template) for template in templates for label in classes]
+
+
+def _real_images(model: str, count: int) -> tuple[Any, Any]:
+    """A world's first judge, and the moments of real training images in its features."""
+    import torch
+
+    from logsnr.metrics.frechet import moments
+    from logsnr.metrics.judge import judge_images
+    from logsnr.worlds.load import load_world
+
+    world = load_world(model)
+    judge, data = world.judge(second=False), world.source.measuring()[0]
+    images = data.take(torch.arange(min(count, len(data))))["image"]
+    return judge, moments(judge_images(judge, images)[0])
 
 
 def _lines(values: dict[str, Any]) -> list[str]:
@@ -96,6 +127,9 @@ def _lines(values: dict[str, Any]) -> list[str]:
     ]
     if values["winner"] != "calibrated":
         lines.append(f"fitted coefficients did not win: the table holds {values['winner']}")
+    if "frechet_after" in values:
+        before, after = values["frechet_before"], values["frechet_after"]
+        lines.append(f"Frechet distance to real images {after:.4g}, before the numbers moved {before:.4g} (held out)")
     if values["grid_only"] is not None:
         lines.append(f"the planned levels alone, with an analytic solver: {values['grid_only']:.4f}")
     return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import signal
@@ -37,12 +38,21 @@ class Console:
         """Print the JSON object, or the lines for a person."""
         if not MAIN_PROCESS:
             return
-        print(json.dumps(values) if self.json else "\n".join(lines))
+        print(json.dumps(_strict(values)) if self.json else "\n".join(lines))
 
     def say(self, line: str) -> None:
         """A line of progress for a person, on stderr."""
         if MAIN_PROCESS and not self.quiet:
             print(line, file=sys.stderr, flush=True)
+
+
+def _strict(value: Any) -> Any:
+    """The same with the floats that JSON does not have as "inf", "-inf" and "nan"."""
+    if isinstance(value, dict):
+        return {name: _strict(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_writable(folder: Path) -> None:

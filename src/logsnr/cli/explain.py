@@ -17,7 +17,7 @@ class Explain(Console):
     """Show what `sample` would do with the same options: levels, timesteps and step weights; no network is called."""
 
     model: Model
-    """An embedded world (fashion), a diffusers folder, a .safetensors file or a hub id."""
+    """An embedded world (fashion, emoji), a diffusers folder, a .safetensors file or a hub id."""
     sampling: Annotated[SampleConfig, tyro.conf.arg(name="")] = field(default_factory=SampleConfig)
     out: Path = Path("out")
     """Folder of explain.png."""

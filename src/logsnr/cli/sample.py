@@ -18,7 +18,7 @@ class Sample(Console):
     """Sample a model: one PNG a seed, a contact sheet, and a record of how they were made."""
 
     model: Model
-    """An embedded world (fashion), a diffusers folder, a .safetensors file or a hub id."""
+    """An embedded world (fashion, emoji), a diffusers folder, a .safetensors file or a hub id."""
     prompt: str
     """What to show."""
     sampling: Annotated[SampleConfig, tyro.conf.arg(name="")] = field(default_factory=SampleConfig)

@@ -65,11 +65,28 @@ def frechet_distance(first: Moments, second: Moments) -> float:
     The trace of the root is the sum of the roots of the eigenvalues of C1^(1/2) C2 C1^(1/2), which is symmetric
     (Dowson and Landau 1982), so singular covariances need no fudge.
     """
+    return float(_distance(first, second, 0.0))
+
+
+def frechet_to(features: Tensor, target: Moments) -> Tensor:
+    """The distance of features (n, d), float64, to moments: a scalar with a gradient.
+
+    Directions in which one of the two does not vary at all add no gradient.
+    """
+    mean = features.mean(0)
+    centred = features - mean
+    found = Moments(mean, centred.T @ centred / (len(features) - 1), len(features))
+    return _distance(target, found, 1e-12)
+
+
+def _distance(first: Moments, second: Moments, least: float) -> Tensor:
+    """The distance; eigenvalues count from ``least`` of the largest, below which a root has no useful gradient."""
     values, vectors = torch.linalg.eigh(first.covariance)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ second.covariance @ root).clamp(min=0).sqrt().sum()
+    squares = torch.linalg.eigvalsh(root @ second.covariance @ root)
+    cross = squares.clamp(min=least * float(squares.detach().max())).sqrt().sum()
     traces = first.covariance.trace() + second.covariance.trace()
-    return float((first.mean - second.mean).square().sum() + traces - 2 * cross)
+    return (first.mean - second.mean).square().sum() + traces - 2 * cross
 
 
 def frechet_stderr(features: Tensor, reference: Moments, *, seed: int = 0, num_resamples: int = 20) -> float:

@@ -16,7 +16,7 @@ from logsnr.schedules.families import EDM, VE, DiscreteVP, Flow, Preconditioned,
 from logsnr.schedules.grids import DATA, check_grid, check_steps, grid_of_noise
 from logsnr.schedules.origins import BETAS, NOT_MAPPED, edm_exponent, first_line, is_edm, is_flow, origin_of
 from logsnr.schedules.prediction import EDMOutput, Kind
-from logsnr.schedules.schedule import Schedule
+from logsnr.schedules.schedule import Schedule, levels_at, levels_of
 
 _KINDS: Mapping[str, Kind] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 
@@ -97,6 +97,19 @@ def time_of(config: Mapping[str, Any], schedule: Schedule, timestep: float) -> f
         return float(schedule.t_of(torch.tensor(-8 * timestep, dtype=torch.float64)))
     total = int(config.get("num_train_timesteps", 1000))
     return timestep / total if is_flow(config) else (timestep + 1) / total
+
+
+def levels_told(config: Mapping[str, Any], schedule: Schedule, timesteps: Sequence[float]) -> list[Level]:
+    """The levels at which the network is told these timesteps, noisiest first, then clean data.
+
+    Raises:
+        InputError: a timestep is outside the schedule, or they do not fall strictly.
+    """
+    if is_edm(config):  # no time in between, which would round the first level out of [0, 1]
+        levels = levels_of(schedule, [-8 * float(k) for k in timesteps])
+    else:
+        levels = levels_at(schedule, [time_of(config, schedule, float(k)) for k in timesteps])
+    return check_grid([*levels, DATA])
 
 
 def _with_noise(chain: DiscreteVP, scale: float) -> DiscreteVP:

@@ -13,6 +13,7 @@ from logsnr.core.errors import InputError
 from logsnr.core.types import Denoiser, Level
 from logsnr.schedules.grids import DATA
 from logsnr.schedules.schedule import Schedule, levels_of
+from logsnr.solvers.exponential import moved_by
 from logsnr.solvers.weights import step_weights
 
 
@@ -80,5 +81,4 @@ def _accepted(
 
 
 def _step(history: tuple[tuple[Level, Tensor], ...], x: Tensor, here: Level, there: Level) -> Tensor:
-    weights = step_weights(here, there, tuple(level for level, _ in history))
-    return weights.linear * x + sum(weight * value for weight, (_, value) in zip(weights.values, history, strict=True))
+    return moved_by(step_weights(here, there, tuple(level for level, _ in history)), x, history, None)

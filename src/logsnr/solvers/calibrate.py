@@ -8,6 +8,7 @@ reference's samples. A held-out gate keeps the analytic solver wherever that is 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -22,10 +23,9 @@ from logsnr.core.types import Denoiser, Level
 from logsnr.models.denoiser import Conditioning
 from logsnr.models.fingerprint import fingerprint
 from logsnr.models.pipeline import Pipeline, denoiser_of, encode_prompts, latent_shape, network_of
-from logsnr.schedules.grids import DATA
 from logsnr.schedules.schedule import Schedule
 from logsnr.solvers.config import CalibrateConfig, SampleConfig
-from logsnr.solvers.fit import Fit, Run, errors, roll
+from logsnr.solvers.fit import Fit, Run, errors, grid_of, roll, to_table
 from logsnr.solvers.plan import plan_nodes, snap_nodes
 from logsnr.solvers.reference import Model, Progress, Reference, make_reference
 from logsnr.solvers.refine import evaluations, refine
@@ -62,25 +62,29 @@ def calibrate_denoiser(
     data, their last step is taken to it.
 
     Raises:
-        InputError: the rows of noise are not as many as the configuration needs.
+        InputError: the rows of noise are not as many as the configuration needs, or the network's samples are not
+            finite or all alike.
     """
     total = config.num_fit + config.num_selection + config.num_gate
     if len(noise) != total:
         raise InputError(f"calibration needs {total} start noises, not {len(noise)}: see CalibrateConfig")
     model, rows = Model(denoiser, schedule, noise.shape[1:], cond), torch.arange(total)
     reference = make_reference(model, noise.flatten(1), rows, config.reference_steps, progress)
+    _check_varied(reference)
     training = config.num_fit + config.num_selection
     seen = Reference(reference.levels, reference.states[:, :training], reference.estimates[:, :training])
     unseen = Reference(reference.levels, reference.states[:, training:], reference.estimates[:, training:])
     fits = _candidates(model, seen, config, progress)
-    selection = {name: float(errors(run[0], seen)[config.num_fit :].mean()) for name, (_, run) in fits.items()}
+    selection = {name: _mean(errors(run[0], seen)[config.num_fit :]) for name, (_, run) in fits.items()}
     best = min(selection, key=lambda name: selection[name])
     fit = refine(model, seen, *fits[best], config.num_fit, rows[:training], config.rounds, progress)
-    tables = {"calibrated": _table(fit)} | {
-        name: SolverTable(**_grid_of(levels), analytic=solver) for name, levels, solver in _rivals(seen, config, own)
+    tables = {"calibrated": to_table(fit)} | {
+        name: SolverTable(**grid_of(levels), analytic=solver) for name, levels, solver in _rivals(seen, config, own)
     }
-    record = {name: float(_error(model, unseen, table, rows[training:])) for name, table in tables.items()}
+    record = {name: _error(model, unseen, table, rows[training:]) for name, table in tables.items()}
     winner = min(record, key=lambda name: record[name])
+    if math.isinf(record[winner]):
+        raise InputError("every solver left the finite numbers: calibrate for more steps, or check the network")
     same_grid = [record[name] for name in record if name.endswith("/planned")]
     return tables[winner], {
         "gate": record,
@@ -91,7 +95,7 @@ def calibrate_denoiser(
         "error_before": min(value for name, value in record.items() if name != "calibrated"),
         "error_after": record[winner],
         "selection": selection,
-        "network_evaluations": model.evaluations * (2 if cond is not None and cond.unconditional is not None else 1),
+        "network_evaluations": model.network_evaluations,
     }
 
 
@@ -99,22 +103,25 @@ def calibrate(
     pipe: Pipeline,
     prompts: Sequence[str],
     *,
-    guidance_scale: float = 1.0,
+    guidance_scale: float = SampleConfig.guidance_scale,
+    negative: str = "",
     config: CalibrateConfig | None = None,
     progress: Progress = iter,
 ) -> tuple[SolverTable, dict[str, Any]]:
     """A solver table for a pipeline's own network at a guidance scale, and the record of how it was found.
 
-    ``prompts`` are taken in turn: they should be like those that will be served.
+    ``prompts`` are taken in turn: they should be like those that will be served, and so should ``negative``, the prompt
+    that guidance leads away from.
 
     Raises:
-        InputError: no prompts, or a configuration that does not fit.
+        InputError: no prompts, a configuration that does not fit, or a network that makes no samples to compare.
     """
     config = config or CalibrateConfig()
     if not prompts:
         raise InputError("calibration needs prompts like those that will be served: give at least one")
     total = config.num_fit + config.num_selection + config.num_gate
-    cond = encode_prompts(pipe, [prompts[index % len(prompts)] for index in range(total)], guided=guidance_scale > 1)
+    taken, guided = [prompts[index % len(prompts)] for index in range(total)], guidance_scale > 1
+    cond = encode_prompts(pipe, taken, negative=negative, guided=guided)
     denoiser = denoiser_of(pipe, guidance_scale=guidance_scale, replay=True)
     noise = sample_noise(range(config.seed, config.seed + total), latent_shape(pipe)).to(pipe.device)
     own = _own_levels(pipe, denoiser.schedule, config.steps)
@@ -126,8 +133,9 @@ def calibrate(
         fingerprint=fingerprint(network_of(pipe)),
         prediction=denoiser.kind,
         guidance_scale=guidance_scale,
+        negative=negative,
         prompts=hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16],
-        record={name: value for name, value in record.items() if isinstance(value, float)},
+        record={name: value for name, value in record.items() if isinstance(value, float) and math.isfinite(value)},
     )
     return named, record
 
@@ -140,6 +148,20 @@ def price(config: CalibrateConfig, *, guided: bool) -> int:
     fitting += evaluations(config.steps, config.num_fit, training, config.rounds)
     gate = config.num_gate * config.steps * (2 + len(ANALYTIC[: config.rivals]) * len(config.grids))
     return (total * (config.reference_steps + 1) + fitting + gate) * (2 if guided else 1)
+
+
+def _check_varied(reference: Reference) -> None:
+    """Refuse samples that are all alike, as of a network of zeros: their deviation is what errors are measured in."""
+    if not reference.data_std > 1e-6 * float(reference.final.abs().max()):
+        raise InputError(
+            "the network makes the same sample from every noise, which leaves nothing to calibrate: check its weights"
+        )
+
+
+def _mean(found: Tensor) -> float:
+    """The mean error; infinite where a solver left the finite numbers, so that it is the least of no comparison."""
+    value = float(found.mean())
+    return math.inf if math.isnan(value) else value
 
 
 def _own_levels(pipe: Pipeline, schedule: Schedule, steps: int) -> list[Level] | None:
@@ -186,24 +208,9 @@ def _name(solver: Analytic) -> str:
     return f"order {solver.order} {solver.variant}{' corrected' if solver.corrector else ''}"
 
 
-def _error(model: Model, reference: Reference, table: SolverTable, rows: Tensor) -> Tensor:
+def _error(model: Model, reference: Reference, table: SolverTable, rows: Tensor) -> float:
     """The mean error of a table on trajectories of the reference."""
     z, memory, solver = reference.states[0], None, table.solver()
     for here, there in pairwise(table.levels(model.unit)):
         z, memory = solver.advance(z, model(z, here, rows), here, there, None, memory)
-    return errors(z, reference).mean()
-
-
-def _grid_of(levels: Sequence[Level]) -> dict[str, Any]:
-    infinite = levels[0].alpha == 0
-    return {"log_snr": tuple(level.log_snr for level in levels[infinite:]), "infinite_start": bool(infinite)}
-
-
-def _table(fit: Fit) -> SolverTable:
-    """The fit at y = x / alpha, as tables keep it."""
-    levels = [*fit.levels, DATA]
-    rows = []
-    for step, (here, there) in enumerate(pairwise(levels)):
-        linear, *values = (fit.coefficients[step] / there.alpha).tolist()
-        rows.append((linear * here.alpha, *values[: step + 1]))
-    return SolverTable(**_grid_of(fit.levels), coefficients=tuple(rows))
+    return _mean(errors(z, reference))

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from logsnr.core.errors import InputError
 from logsnr.core.types import Level
 from logsnr.schedules.grids import DATA
+from logsnr.schedules.schedule import Schedule
 from logsnr.solvers.reference import Model, Reference
-from logsnr.solvers.table import ESTIMATES
+from logsnr.solvers.table import ESTIMATES, SolverTable
 from logsnr.solvers.weights import Array, step_weights
 
 Run = tuple[Tensor, list[Tensor]]
@@ -38,6 +42,36 @@ class Fit:
             visits.append(features)
             z, earlier = combine(features, self.coefficients[step]), kept(features, self.levels[step])
         return z, visits
+
+
+def to_table(fit: Fit) -> SolverTable:
+    """The fit at y = x / alpha, as tables keep it."""
+    levels, rows = [*fit.levels, DATA], []
+    for step, (here, there) in enumerate(pairwise(levels)):
+        linear, *values = (fit.coefficients[step] / there.alpha).tolist()
+        rows.append((linear * here.alpha, *values[: step + 1]))
+    return SolverTable(**grid_of(fit.levels), coefficients=tuple(rows))
+
+
+def of_table(table: SolverTable, schedule: Schedule) -> Fit:
+    """The numbers of a table at unit total variance; ``schedule`` has it.
+
+    Raises:
+        InputError: the table holds an analytic solver.
+    """
+    if table.analytic:
+        raise InputError("the solver table holds an analytic solver and no coefficients: there is nothing to refine")
+    levels, rows = table.levels(schedule), []
+    for (here, there), (linear, *values) in zip(pairwise(levels), table.coefficients, strict=True):
+        row = np.array([linear / here.alpha if here.alpha else 0.0, *values]) * there.alpha
+        rows.append(np.pad(row, (0, 1 + ESTIMATES - len(row))))
+    return Fit(tuple(levels[:-1]), np.stack(rows))
+
+
+def grid_of(levels: Sequence[Level]) -> dict[str, Any]:
+    """Levels without the last, clean one, as tables keep them."""
+    infinite = levels[0].alpha == 0
+    return {"log_snr": tuple(level.log_snr for level in levels[infinite:]), "infinite_start": bool(infinite)}
 
 
 def visit(model: Model, z: Tensor, level: Level, rows: Tensor, earlier: Tensor | None) -> Tensor:
@@ -90,7 +124,7 @@ def _prior(here: Level, there: Level, levels: Sequence[Level]) -> Array:
 def _ridge(features: Tensor, target: Tensor, prior: Array, ridge: float) -> Array:
     """Coefficients near the prior that explain the target: features (f, m), target (m,), in float64."""
     inputs = features.double().cpu().numpy()
-    scale = np.sqrt((inputs**2).mean(1))
+    scale = np.sqrt((inputs**2).mean(1)).clip(1e-12)
     inputs = inputs / scale[:, None]
     missing = target.double().cpu().numpy() - (prior * scale) @ inputs
     gram = inputs @ inputs.T / inputs.shape[1] + ridge * np.eye(len(inputs))

@@ -79,7 +79,7 @@ def _local_errors(gram: np.ndarray, weights: np.ndarray, ridge: float) -> np.nda
 def _left(gram: np.ndarray, features: np.ndarray, targets: np.ndarray, ridge: float) -> np.ndarray:
     """Mean squares (sets, targets) that ridge regression on each set of features (sets, f) leaves of each target."""
     inner = gram[features[:, :, None], features[:, None, :]]
-    shift = ridge * np.einsum("hff->hf", inner)[:, :, None] * np.eye(features.shape[1])
+    shift = ridge * np.maximum(np.einsum("hff->hf", inner), 1e-30)[:, :, None] * np.eye(features.shape[1])
     cross = gram[features][:, :, targets]
     found = np.linalg.solve(inner + shift, cross)
     return np.diag(gram)[targets] - 2 * (found * cross).sum(1) + np.einsum("hfj,hfg,hgj->hj", found, inner, found)

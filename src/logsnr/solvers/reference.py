@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from logsnr.core.errors import InputError
 from logsnr.core.types import Denoiser, Level
 from logsnr.models.denoiser import Conditioning, select_rows
 from logsnr.schedules.families import VariancePreserving
@@ -74,6 +75,15 @@ class Model:
         )
         self.unit = _Unit(schedule)
         self.evaluations = 0
+        self._before = self._counted()
+
+    @property
+    def network_evaluations(self) -> int:
+        """Samples through the network: by the denoiser's own count where it has one, else one each."""
+        return self._counted() - self._before or self.evaluations
+
+    def _counted(self) -> int:
+        return getattr(self.denoiser, "network_evaluations", 0)
 
     def __call__(self, z: Tensor, level: Level, rows: Tensor) -> Tensor:
         """Clean estimates (n, d) of unit-variance states z (n, d); ``rows`` are their places in the conditioning."""
@@ -94,7 +104,11 @@ class Model:
 
 
 def make_reference(model: Model, noise: Tensor, rows: Tensor, steps: int, progress: Progress = iter) -> Reference:
-    """Third-order trajectories from unit noise (n, d) over ``steps`` levels equal in log-SNR, every state kept."""
+    """Third-order trajectories from unit noise (n, d) over ``steps`` levels equal in log-SNR, every state kept.
+
+    Raises:
+        InputError: the network gives values that are not finite.
+    """
     levels = uniform_log_snr(model.unit, steps, start=_start(model.schedule), end=END)[:-1]
     if _start(model.schedule) < 1:
         levels = [levels_at(model.unit, [1.0])[0], *levels]
@@ -103,10 +117,26 @@ def make_reference(model: Model, noise: Tensor, rows: Tensor, steps: int, progre
     for index in progress(range(len(levels))):
         here, there = levels[index], levels[index + 1] if index + 1 < len(levels) else DATA
         x0 = model(z, here, rows)
+        _check_finite(x0, here)
         states.append(z)
         estimates.append(x0)
         z, memory = solver.advance(z, x0, here, there, None, memory)
     return Reference(levels, torch.stack(states), torch.stack(estimates))
+
+
+def _check_finite(x0: Tensor, level: Level) -> None:
+    """Refuse a broken network at its first call that shows it."""
+    if not bool(x0.isfinite().all()):
+        raise InputError(
+            f"the network gives values that are not finite at t = {level.t:.3g}, so that there is no solution to "
+            "compare with: check its weights, and its precision (float16 overflows where float32 does not)"
+        )
+
+
+def reach(model: Model) -> tuple[float, float]:
+    """The log-SNR of the first level that holds some data, and of the last one, of any reference."""
+    low, high = levels_at(model.unit, [_start(model.schedule), END])
+    return low.log_snr, high.log_snr
 
 
 def _start(schedule: Schedule) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from logsnr.schedules.schedule import levels_of
 from logsnr.solvers.fit import Fit, Run, combine, errors, kept
-from logsnr.solvers.reference import Model, Progress, Reference
+from logsnr.solvers.reference import Model, Progress, Reference, reach
 from logsnr.solvers.table import ESTIMATES
 from logsnr.solvers.weights import Array
 
@@ -43,19 +43,17 @@ def refine(
     final, visits = run
     best = float(errors(final, reference)[fitted:].mean())
     for _ in progress(range(rounds)):
-        places, responses = _responses(model, fit, [part[:, :fitted] for part in visits], final[:fitted], rows[:fitted])
+        seen = [part[:, :fitted] for part in visits]
+        places, responses = responses_of(model, fit, seen, final[:fitted], rows[:fitted])
         weights = 1 / errors(final, reference)[:fitted].clamp_min(1e-3 * best)
         moves = _moves(responses, (reference.final - final)[:fitted], weights)
-        tried = []
-        for move in moves:
-            moved = _moved(fit, places, move, model, reference)
-            if moved:
-                made = moved.run(model, rows, reference.states[0])
-                tried.append((float(errors(made[0], reference)[fitted:].mean()), moved, made))
-        winner = min(tried, key=lambda entry: entry[0], default=None)
-        if winner is None or not winner[0] < best:
+        candidates = [candidate for move in moves if (candidate := moved(fit, places, move, model))]
+        runs = [candidate.run(model, rows, reference.states[0]) for candidate in candidates]
+        found = [float(errors(made[0], reference)[fitted:].mean().nan_to_num(torch.inf)) for made in runs]
+        if not found or not min(found) < best:
             break
-        best, fit, (final, visits) = winner
+        best, winner = min(found), found.index(min(found))
+        fit, (final, visits) = candidates[winner], runs[winner]
     return fit
 
 
@@ -65,7 +63,7 @@ def evaluations(steps: int, fitted: int, total: int, rounds: int) -> int:
     return rounds * (nudged * fitted + len(DAMPINGS) * steps * total)
 
 
-def _responses(
+def responses_of(
     model: Model, fit: Fit, visits: list[Tensor], final: Tensor, rows: Tensor
 ) -> tuple[list[tuple[int, int, float]], Tensor]:
     """The (step, column, unit) of every number, the last column being the log-SNR, and the samples' answers."""
@@ -76,13 +74,13 @@ def _responses(
         following, earlier = combine(features, fit.coefficients[step]), kept(features, level)
         for column, feature in enumerate(features):
             unit = 1 / max(float(feature.square().mean().sqrt()), 1e-12)
-            moved, _ = fit.run(model, rows, following + NUDGE * unit * feature, earlier, step + 1)
+            answer, _ = fit.run(model, rows, following + NUDGE * unit * feature, earlier, step + 1)
             places.append((step, column, unit))
-            responses.append((moved - final) / NUDGE)
+            responses.append((answer - final) / NUDGE)
         nudged = _at(fit, _log_snr(fit) + LEVEL_NUDGE * np.eye(len(fit.levels))[step], model)
-        moved, _ = nudged.run(model, rows, features[0], features[2:] if len(features) > 2 else None, step)
+        answer, _ = nudged.run(model, rows, features[0], features[2:] if len(features) > 2 else None, step)
         places.append((step, -1, 1.0))
-        responses.append((moved - final) / LEVEL_NUDGE)
+        responses.append((answer - final) / LEVEL_NUDGE)
     return places, torch.stack(responses)
 
 
@@ -95,15 +93,12 @@ def _moves(responses: Tensor, missing: Tensor, weights: Tensor) -> list[Array]:
     return [np.linalg.solve(gram + damping * curvature * np.eye(len(gram)), slope) for damping in DAMPINGS]
 
 
-def _moved(
-    fit: Fit, places: list[tuple[int, int, float]], move: Array, model: Model, reference: Reference
-) -> Fit | None:
-    """The fit with its numbers moved; none where its levels would leave their order or the reference's range."""
+def moved(fit: Fit, places: list[tuple[int, int, float]], move: Array, model: Model) -> Fit | None:
+    """The fit with its numbers moved; none where its levels would leave their order."""
     numbers = np.column_stack([fit.coefficients, _log_snr(fit)])
     for (step, column, unit), value in zip(places, move, strict=True):
         numbers[step, column] += unit * value
-    low, high = (reference.levels[place].log_snr for place in (bool(reference.levels[0].alpha == 0), -1))
-    log_snr = numbers[:, -1].clip(low, high)
+    log_snr = numbers[:, -1].clip(*reach(model))
     if not all(here < there for here, there in pairwise(log_snr[not fit.levels[0].alpha :])):
         return None
     return replace(_at(fit, log_snr, model), coefficients=numbers[:, :-1].copy())

@@ -97,7 +97,7 @@ def make_run(pipe: Pipeline, schedule: Schedule, config: SampleConfig) -> tuple[
     """
     if config.solver:
         table = load_table(config.solver)
-        table.check_model(fingerprint(network_of(pipe)), config.guidance_scale)
+        table.check_model(fingerprint(network_of(pipe)), config.guidance_scale, config.negative)
         return table.levels(schedule), table.solver()
     grid, solver = make_grid(schedule, pipe.scheduler, config), make_solver(config)
     rule = rule_of(pipe.scheduler.config) if config.grid == "scheduler" else config.grid
@@ -110,15 +110,18 @@ def sample(
     prompt: str | Sequence[str],
     *,
     seeds: Sequence[int] = (0,),
+    latents: Tensor | None = None,
     config: SampleConfig | None = None,
     batch_size: int = 64,
 ) -> Samples:
     """Images of a diffusers pipeline, one a seed, by any schedule, grid and rho.
 
     ``prompt`` is one text for all seeds or one a seed. The image of a seed does not depend on the other seeds.
+    ``latents`` (n, channels, height, width), one a seed, are the start in place of the noise of the seeds: samples at
+    the first level of the run, as ``invert`` finds them.
 
     Raises:
-        InputError: no seeds, or prompts and seeds differ in number.
+        InputError: no seeds, or prompts, seeds and latents differ in number or shape.
     """
     config = config or SampleConfig()
     prompts = [prompt] * len(seeds) if isinstance(prompt, str) else list(prompt)
@@ -129,12 +132,15 @@ def sample(
     grid, solver = make_run(pipe, denoiser.schedule, config)
     check_start(denoiser.kind, grid[0])
     shape, parts = latent_shape(pipe), []
+    if latents is not None and latents.shape != (len(seeds), *shape):
+        raise InputError(f"latents are {tuple(latents.shape)}: start from {(len(seeds), *shape)}, one a seed")
     with torch.inference_mode():
         for first in range(0, len(seeds), batch_size):
             rows = list(seeds[first : first + batch_size])
             guided = config.guidance_scale > 1
             cond = encode_prompts(pipe, prompts[first : first + batch_size], negative=config.negative, guided=guided)
-            x = start_noise(rows, shape, grid[0]).to(pipe.device)
+            x = start_noise(rows, shape, grid[0]) if latents is None else latents[first : first + batch_size].float()
+            x = x.to(pipe.device)
             steps = sample_steps(denoiser, x, grid, solver, cond=cond, seeds=rows if solver.noisy else None)
             x = deque(steps, maxlen=1).pop()
             parts.append((x, decode_latents(pipe, x)))

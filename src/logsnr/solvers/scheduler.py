@@ -20,9 +20,9 @@ from logsnr.core.config import to_dict
 from logsnr.core.errors import InputError
 from logsnr.core.types import Level
 from logsnr.schedules import origins, scheduler_config
-from logsnr.schedules.grids import GRIDS, check_grid, grid_of_noise
+from logsnr.schedules.grids import GRIDS, grid_of_noise
 from logsnr.schedules.prediction import Kind, check_start
-from logsnr.schedules.schedule import Schedule, levels_at
+from logsnr.schedules.schedule import Schedule
 from logsnr.solvers.exponential import Exponential, check_coarse
 from logsnr.solvers.limits import limit_of
 from logsnr.solvers.noise import seeds_of, step_noise
@@ -48,9 +48,9 @@ class SNRScheduler(SchedulerMixin, ConfigMixin):
     of the scheduler that the configuration came from (``origin``); the others are spaced over the schedule, karras with
     ``grid_exponent``, which is also where the ``rho`` of EDM's schedulers goes. ``preset`` keeps the images of a
     diffusers scheduler; ``table`` is a calibrated solver (a path or its content). ``rho`` is a number, one a step, or a
-    preset name. Pipelines that pass no generator get per-sample noise through ``set_seeds``; ``noise`` "brownian" gives
-    runs of different numbers of steps increments of one path a seed. Networks are told the exact time of a level, or
-    with ``integer_timesteps`` the nearest whole timestep.
+    name (``sde``); None is that of the preset, else 0. Pipelines that pass no generator get per-sample noise through
+    ``set_seeds``; ``noise`` "brownian" gives runs of different numbers of steps increments of one path a seed. Networks
+    are told the exact time of a level, or with ``integer_timesteps`` the nearest whole timestep.
 
     Raises:
         InputError: an unknown grid or preset, or settings that exclude each other.
@@ -77,7 +77,7 @@ class SNRScheduler(SchedulerMixin, ConfigMixin):
         clip_sample: bool = False,
         solver_order: int = 2,
         variant: Literal["heun", "midpoint"] = "midpoint",
-        rho: float | list[float] | str = 0.0,
+        rho: float | list[float] | str | None = None,
         corrector: bool = False,
         grid: str = "scheduler",
         grid_exponent: float = 7.0,
@@ -97,6 +97,8 @@ class SNRScheduler(SchedulerMixin, ConfigMixin):
                 raise InputError(f"there is no {what} {given!r}: use one of {', '.join(filter(None, known))}")
         scheduler_config.from_scheduler_config(self.config)  # refuses now, rather than at the first use
         self._preset = PRESETS.get(preset)
+        if rho is None:
+            self.register_to_config(rho=self._preset.rho if self._preset else 0.0)
         self.table = load_table(table) if table else None
         self.solver = make_solver(self.config, self.table)
         self._own_grid = self.table is not None or grid != "scheduler"
@@ -113,6 +115,8 @@ class SNRScheduler(SchedulerMixin, ConfigMixin):
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """A scheduler from any diffusers scheduler's configuration, with settings of this class or of that one.
+
+        ``order`` is ``solver_order``, its name in configurations: there diffusers has another meaning for it.
 
         Raises:
             InputError: a setting that neither class has, or that contradicts another.
@@ -182,7 +186,7 @@ class SNRScheduler(SchedulerMixin, ConfigMixin):
         num_inference_steps: int | None = None,
         device: str | torch.device | None = None,
         *,
-        timesteps: Sequence[int] | None = None,
+        timesteps: Sequence[float] | None = None,
         sigmas: Sequence[float] | None = None,
         mu: float | None = None,
     ) -> None:
@@ -194,7 +198,7 @@ class SNRScheduler(SchedulerMixin, ConfigMixin):
         if timesteps is not None:
             if self._own_grid:
                 raise InputError("the scheduler has a grid of its own and timesteps were passed too: drop one of them")
-            self.levels = check_grid(levels_at(self.schedule, [self._time(k) for k in timesteps] + [0.0]))
+            self.levels = scheduler_config.levels_told(self.config, self.schedule, timesteps)
         elif sigmas is not None:
             self.levels = self.grid_of(len(sigmas), mu=mu, sigmas=[float(value) for value in sigmas])
         elif num_inference_steps is not None:
@@ -281,8 +285,9 @@ class SNRScheduler(SchedulerMixin, ConfigMixin):
         x0 = found = (x * of_x).add_(output, alpha=of_output)
         if self._limit is not None:
             x0 = found = self._limit(x0)
-            output = (x0 - x * of_x) / of_output  # what would have said so
         if visit.slope is not None:
+            if self._limit is not None:
+                output = (x0 - x * of_x) / of_output  # what would have said so
             found = (x * visit.slope[0]).add_(output, alpha=visit.slope[1])
         if visit.repair is not None:
             x = combine(visit.repair, self._before, found, self._history, self._drawn)

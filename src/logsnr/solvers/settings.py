@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import diffusers
@@ -28,25 +28,38 @@ def merged(config: Mapping[str, Any], given: Mapping[str, Any], own: type) -> di
         UnsupportedError: a configuration that cannot be mapped.
     """
     config, given = dict(config), dict(given)
+    if "order" in given:
+        if "solver_order" in given:
+            raise InputError("order and solver_order are one setting under two names: give one of them")
+        given["solver_order"] = given.pop("order")
     if origin_of(config) not in ("", own.__name__):
         config = settings_of(config)
         from_scheduler_config(config)
         earlier = _SOLVER if is_edm(config) else (*_SOLVER, "grid_exponent")  # of an earlier conversion
         config = {name: value for name, value in config.items() if name not in earlier}
+    if config.get("origin"):  # whose settings diffusers then keeps without a word
         config["_class_name"] = config["origin"]
     preset, known = PRESETS.get(given.get("preset", "")), {*config, *parameters(own)}
     if preset:
         known |= set(parameters(getattr(diffusers, preset.origin)))
     if unknown := sorted(set(given) - known):
         raise InputError(f"neither {own.__name__} nor the scheduler before it has a setting {unknown[0]!r}: drop it")
+    _check_alone({**config, **given}, given)
     if preset:
-        if "solver_order" in given or "variant" in given:
-            raise InputError(f"preset {given['preset']!r} has its own solver_order and variant: drop them")
         given.setdefault("rho", preset.rho)
     config["origin_defaults"] = [name for name in config.get("origin_defaults") or () if name not in given]
     if is_flow(config):
         config["prediction_type"] = "flow_prediction"
     return {**config, **given}
+
+
+def _check_alone(config: Mapping[str, Any], given: Collection[str]) -> None:
+    """Refuse settings that are given beside a preset or a table, which would not be followed."""
+    preset, table = config.get("preset"), config.get("table")
+    brought = (["solver_order", "variant"] if preset or table else []) + (["grid"] if table else [])
+    if beside := " and ".join(name for name in brought if name in given):
+        what = f"preset {preset!r}" if preset else "a solver table"
+        raise InputError(f"{what} has its own {beside}: drop {beside}, or what brings it")
 
 
 def make_solver(config: Mapping[str, Any], table: SolverTable | None) -> Exponential | Tabulated:
@@ -62,6 +75,8 @@ def make_solver(config: Mapping[str, Any], table: SolverTable | None) -> Exponen
     if (noiseless and is_noisy(rho)) or ((preset or table) and corrector) or (preset and table):
         name = f"preset {config['preset']!r}" if preset else "a solver table"
         raise InputError(f"{name} is a solver of its own: drop the rho, corrector or table beside it")
+    if config["origin_defaults"] is None:  # made without from_config, which has looked at what it was given
+        _check_alone(config, set(config) - set(config.get("_use_default_values", ())))
     if table:
         return table.solver()
     if preset:

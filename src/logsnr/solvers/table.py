@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -49,6 +50,7 @@ class SolverTable:
     fingerprint: str = ""
     prediction: str = ""
     guidance_scale: float = 1.0
+    negative: str = ""
     prompts: str = ""
     record: dict[str, float] = field(default_factory=dict)
     format: str = FORMAT
@@ -70,8 +72,8 @@ class SolverTable:
         """Evaluations of the network."""
         return len(self.log_snr) + self.infinite_start
 
-    def check_model(self, fingerprint: str, guidance_scale: float) -> None:
-        """Refuse to serve another network or guidance than the table was made for.
+    def check_model(self, fingerprint: str, guidance_scale: float, negative: str = "") -> None:
+        """Refuse to serve another network or guidance than the table was made for; warn of another negative prompt.
 
         Raises:
             InputError: as said.
@@ -82,6 +84,12 @@ class SolverTable:
             raise InputError(
                 f"the solver table was made at guidance_scale {self.guidance_scale:g}, not {guidance_scale:g}: "
                 "use that, or calibrate again"
+            )
+        if self.fingerprint and guidance_scale > 1 and self.negative != negative:
+            warnings.warn(
+                f"the solver table was made with the negative prompt {self.negative!r}, not {negative!r}: it serves "
+                "both, but was fitted to the first; to be sure, calibrate with the one that is served",
+                stacklevel=2,
             )
 
     def levels(self, schedule: Schedule) -> list[Level]:
