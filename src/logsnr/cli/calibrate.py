@@ -129,7 +129,11 @@ def _lines(values: dict[str, Any]) -> list[str]:
         lines.append(f"fitted coefficients did not win: the table holds {values['winner']}")
     if "frechet_after" in values:
         before, after = values["frechet_before"], values["frechet_after"]
-        lines.append(f"Frechet distance to real images {after:.4g}, before the numbers moved {before:.4g} (held out)")
+        lines = [
+            f"before matching: {lines[0]}",
+            f"Frechet distance to real images {after:.4g}, before matching {before:.4g} (held out)",
+            *lines[1:],
+        ]
     if values["grid_only"] is not None:
         lines.append(f"the planned levels alone, with an analytic solver: {values['grid_only']:.4f}")
     return [

@@ -58,10 +58,11 @@ def match_features(
     record = {"before": task.judge(fit)}
     best = record["before"]
     for _ in progress(range(config.rounds)):
-        found = min(((task.judge(made), made) for made in task.candidates(fit)), key=_first, default=(best, fit))
-        if not found[0] < best:
+        found = {task.judge(made): made for made in task.candidates(fit)}
+        if not found or not min(found) < best:
             break
-        best, fit = found
+        best = min(found)
+        fit = found[best]
     spent = model.network_evaluations - before
     return to_table(fit), record | {"after": best, "network_evaluations": spent}
 
@@ -100,10 +101,6 @@ def match(
     return replace(table, log_snr=made.log_snr, coefficients=made.coefficients, record=kept), record
 
 
-def _first(entry: tuple[float, Fit]) -> float:
-    return entry[0]
-
-
 def price(steps: int, config: MatchConfig, *, guided: bool) -> int:
     """The most samples that matching sends through the network, known before it starts."""
     judged = (1 + config.rounds * len(config.penalties)) * config.num_selection * steps
@@ -132,11 +129,13 @@ class _Task:
         for part in torch.arange(self.config.num_fit).split(self.config.batch_size):
             final, visits = fit.run(self.model, part, self.noise[part])
             places, responses = responses_of(self.model, fit, visits, final, part)
+            units = torch.tensor([unit for *_, unit in places], dtype=torch.float64)[:, None, None]
             bases.append(self._seen(final))
-            slopes.append(torch.stack([(self._seen(final + _STEP * way) - bases[-1]) / _STEP for way in responses]))
-        base, slope = torch.cat(bases).double(), torch.cat(slopes, 1).double()
+            answers = torch.stack([(self._seen(final + _STEP * way) - bases[-1]) / _STEP for way in responses])
+            slopes.append(answers.double().cpu() / units)
+        base, slope = torch.cat(bases).double().cpu(), torch.cat(slopes, 1) * units  # of the last part, as in places
         moves = [_best_move(base, slope, self.target, penalty) for penalty in self.config.penalties]
-        made = [moved(fit, places, move.cpu().numpy(), self.model) for move in moves]
+        made = [moved(fit, places, move.numpy(), self.model) for move in moves]
         return [candidate for candidate in made if candidate]
 
     def _seen(self, samples: Tensor) -> Tensor:
@@ -155,9 +154,8 @@ def _best_move(base: Tensor, slope: Tensor, target: Moments, penalty: float) -> 
 
     def objective() -> Tensor:
         optimiser.zero_grad()
-        value = (
-            frechet_to(base + torch.einsum("k,knf->nf", move, slope), target) / scale + penalty * move.square().sum()
-        )
+        reached = base + torch.einsum("k,knf->nf", move, slope)
+        value = frechet_to(reached, target) / scale + penalty * move.square().sum()
         value.backward()
         return value
 

@@ -60,7 +60,9 @@ def of_table(table: SolverTable, schedule: Schedule) -> Fit:
         InputError: the table holds an analytic solver.
     """
     if table.analytic:
-        raise InputError("the solver table holds an analytic solver and no coefficients: there is nothing to refine")
+        raise InputError(
+            "the solver table holds an analytic solver and no coefficients to move: calibrate with more rounds"
+        )
     levels, rows = table.levels(schedule), []
     for (here, there), (linear, *values) in zip(pairwise(levels), table.coefficients, strict=True):
         row = np.array([linear / here.alpha if here.alpha else 0.0, *values]) * there.alpha
