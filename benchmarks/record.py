@@ -38,8 +38,13 @@ def write_result(
     }
     write_json(RESULTS / f"{name}.json", {"protocol": protocol, "rows": rows, "headline": headlines})
     for entry in headlines:
-        verdict = "met" if entry["met"] else "missed"
-        print(f"{entry['name']}: {entry['value']:.4f} (goal {entry['sense']} {entry['goal']}: {verdict})")
+        tell(entry)
+
+
+def tell(entry: dict[str, Any]) -> None:
+    """Print a headline."""
+    verdict = "met" if entry["met"] else "missed"
+    print(f"{entry['name']}: {entry['value']:.4f} (goal {entry['sense']} {entry['goal']}: {verdict})")
 
 
 def _processor() -> str:

@@ -14,9 +14,12 @@ import pytest
 import torch
 from PIL import Image
 from pipelines import tiny_sd
+from recipes import FewFashion
 
 from logsnr.cli.main import main
 from logsnr.data.fashion import find_fashion
+from logsnr.worlds.config import STAGES
+from logsnr.worlds.data import SOURCES
 from logsnr.worlds.load import WORLDS
 
 
@@ -62,6 +65,21 @@ def test_dry_run_says_what_it_would_cost_and_writes_nothing(capsys: pytest.Captu
     values = result(capsys, "train", "fashion", "--stages", "judge", "--dry-run", "--out", str(tmp_path / "out"))
     assert values["network_evaluations"] == 4700 * 128
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_on_a_finished_world_tries_its_denoiser(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(SOURCES, "fashion", FewFashion())
+    out = tmp_path / "out"
+    for command, steps in ((["fashion", "--start-from", "fashion"], 12000), (["fashion-flow"], 30000)):
+        values = result(capsys, "train", *command, "--dry-run", "--out", str(out))
+        assert values["steps"] == {"denoiser": steps}
+        assert values["would_write"] == [str(out / stage) for stage in STAGES]
+    code, _, err = called(capsys, "train", "fashion-flow", "--stages", "judge", "--dry-run", "--out", str(out))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "only the denoiser" in err
+    assert not out.exists()
 
 
 def test_evaluate_prints_value_protocol_and_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

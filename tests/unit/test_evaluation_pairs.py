@@ -7,9 +7,9 @@ import torch
 
 from logsnr.core.errors import UnsupportedError
 from logsnr.data.emoji import Emoji
-from logsnr.data.labelled import Pairs
+from logsnr.data.labelled import Pairs, take_all
 from logsnr.evaluation.config import QualityConfig
-from logsnr.evaluation.pairs import HELD_OUT_ROUNDS, ask_pairs, pair_figures, real_items, sample_pair_quality
+from logsnr.evaluation.pairs import HELD_OUT_ROUNDS, ask_pairs, pair_figures, sample_pair_quality
 from logsnr.evaluation.quality import Judges, reference
 from logsnr.metrics.judge import Judge, judge_images
 
@@ -55,7 +55,7 @@ def test_every_concept_is_asked_for_before_any_comes_again_and_never_a_held_out_
 
 
 def test_figures_are_shares_of_what_the_judge_reads_as_asked(judges: Judges) -> None:
-    images, _, _ = real_items(drawings(PAIRS.trained, 1))
+    images = take_all(drawings(PAIRS.trained, 1))["image"]
     features, logits = judge_images(judges.second, images)
     order, styles = logits.argsort(1, descending=True), judges.second.read_styles(features).argmax(1)
     for place, expected in ((0, (1.0, 1.0)), (4, (0.0, 1.0)), (5, (0.0, 0.0))):
@@ -64,12 +64,12 @@ def test_figures_are_shares_of_what_the_judge_reads_as_asked(judges: Judges) -> 
     assert pair_figures(judges.second, images, order[:, 0], (styles + 1) % 3)["style_accuracy"] == 0.0
 
 
-def test_real_items_are_all_images_with_their_concept_and_style() -> None:
+def test_all_items_are_what_is_taken_with_their_concept_and_style() -> None:
     data = drawings(PAIRS.trained, 1)
-    images, labels, styles = real_items(data, batch_size=9)
-    assert torch.equal(images, data.take(torch.arange(56))["image"])
-    assert torch.equal(labels, data.labels)
-    assert torch.equal(styles, data.styles)
+    items = take_all(data, batch_size=9)
+    assert torch.equal(items["image"], data.take(torch.arange(56))["image"])
+    assert torch.equal(items["label"], data.labels)
+    assert torch.equal(items["style"], data.styles)
 
 
 def test_the_protocol_reports_groups_both_judges_and_held_out_pairs_on_seeds_of_their_own(judges: Judges) -> None:

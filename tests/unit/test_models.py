@@ -89,6 +89,12 @@ def test_decoding_inverts_the_scaling_of_the_latents() -> None:
     assert images.shape == (2, 1, 16, 16)
 
 
+def test_equal_sentences_give_equal_token_ids_in_every_process() -> None:
+    tied = [first + second for first in "abcdefgh" for second in "ijklmnop"]
+    first, *others = (build_tokenizer(tied).backend_tokenizer.to_str() for _ in range(5))
+    assert others == [first] * 4  # at random, two of 64 pairs that are equally frequent swap nearly always
+
+
 def test_a_tokenizer_spells_its_own_words_as_one_token_and_others_by_letters(tmp_path: Path) -> None:
     tokenizer = build_tokenizer(SENTENCES, max_length=8)
     assert tokenizer.tokenize("A photo of a sneaker") == ["a</w>", "photo</w>", "of</w>", "a</w>", "sneaker</w>"]

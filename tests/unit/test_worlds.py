@@ -8,51 +8,35 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline
+from recipes import TINY_EMOJI, TINY_FASHION, TINY_FLOW, FewFashion
 
 from logsnr.core.artifact import fingerprint, load_tensors
 from logsnr.core.config import read_json
 from logsnr.core.errors import BrokenError, InputError, MissingError
-from logsnr.data.captions import Captions, pixel_factors
 from logsnr.data.fashion import NAMES, load_fashion
-from logsnr.data.labelled import Labelled
 from logsnr.metrics.judge import Judge, judge_images
 from logsnr.models.pipeline import open_pipeline
 from logsnr.solvers.config import SampleConfig
 from logsnr.solvers.sample import sample
 from logsnr.worlds.autoencoder import feature_distance, reconstruct
 from logsnr.worlds.card import write_card
-from logsnr.worlds.config import FASHION, STAGES, AutoencoderConfig, DenoiserConfig, JudgeConfig
+from logsnr.worlds.config import STAGES
 from logsnr.worlds.data import WorldData
 from logsnr.worlds.judges import shifted
 from logsnr.worlds.load import WORLDS, load, load_world
 from logsnr.worlds.recipe import train_world
 
-TINY = replace(
-    FASHION,
-    judge=JudgeConfig(width=8, num_features=8),
-    judge_second=JudgeConfig("plain", width=8, num_features=8, seed=1),
-    autoencoder=AutoencoderConfig(block_channels=(8, 8, 16)),
-    denoiser=DenoiserConfig(block_channels=(16, 16), text_width=16, text_layers=1, heads=2),
-    runs={
-        stage: replace(run, steps=3, batch_size=8, checkpoint_every=1, preview_every=0, cpu=True)
-        for stage, run in FASHION.runs.items()
-    },
-)
-
 
 @pytest.fixture(scope="module")
 def data() -> WorldData:
-    whole = load_fashion("test")
-    few, captions = Labelled(whole.images[:64], whole.labels[:64], whole.classes), Captions(NAMES)
-    sheet = [captions.prompt(label) for label in range(8)]
-    return WorldData(few, lambda: pixel_factors(few.images, few.labels), captions, few, sheet)
+    return FewFashion().training()
 
 
 @pytest.fixture(scope="module")
 def made(data: WorldData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("world")
-    stages = [stage for stage, _ in train_world(TINY, data, out)]
+    stages = [stage for stage, _ in train_world(TINY_FASHION, data, out)]
     assert stages == [stage for stage in STAGES for _ in range(3)]
     return out
 
@@ -80,20 +64,20 @@ def test_latents_of_the_made_world_have_unit_scale(made: Path, data: WorldData) 
 def test_finished_stages_are_not_trained_again_and_unfinished_ones_want_resume(
     made: Path, data: WorldData, tmp_path: Path
 ) -> None:
-    assert list(train_world(TINY, data, made)) == []
-    run = train_world(TINY, data, tmp_path)
+    assert list(train_world(TINY_FASHION, data, made)) == []
+    run = train_world(TINY_FASHION, data, tmp_path)
     next(run)
     run.close()
     with pytest.raises(InputError, match="--resume"):
-        next(train_world(TINY, data, tmp_path))
-    resumed = list(train_world(TINY, data, tmp_path, stages=("judge",), resume=True))
+        next(train_world(TINY_FASHION, data, tmp_path))
+    resumed = list(train_world(TINY_FASHION, data, tmp_path, stages=("judge",), resume=True))
     assert [progress.step for _, progress in resumed] == [2, 3]
     again, whole = (load_tensors(out / "judge" / "diffusion_pytorch_model.safetensors") for out in (tmp_path, made))
     assert fingerprint(again) == fingerprint(whole)
 
 
 def test_a_new_leg_starts_from_the_weights_of_the_last(made: Path, data: WorldData, tmp_path: Path) -> None:
-    still = replace(TINY, denoiser=replace(TINY.denoiser, learning_rate=0.0))
+    still = replace(TINY_FASHION, denoiser=replace(TINY_FASHION.denoiser, learning_rate=0.0))
     stages = {stage for stage, _ in train_world(still, data, tmp_path, start_from=made / "pipeline")}
     assert stages == {"denoiser"}
     files = [f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae", "judge", "judge_second")]
@@ -104,7 +88,35 @@ def test_a_new_leg_starts_from_the_weights_of_the_last(made: Path, data: WorldDa
     assert records[0]["judge"] == records[1]["judge"]
     assert (records[1]["denoiser"]["legs"], records[1]["denoiser"]["steps"]) == (2, 6)
     with pytest.raises(InputError, match="no finished world"):
-        next(train_world(TINY, data, tmp_path / "new", start_from=made / "denoiser"))
+        next(train_world(TINY_FASHION, data, tmp_path / "new", start_from=made / "denoiser"))
+    with pytest.raises(InputError, match="shows other data than emoji does"):
+        next(train_world(TINY_EMOJI, data, tmp_path / "new", start_from=made / "pipeline"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_flow_world_keeps_judges_and_autoencoder_and_is_a_stable_diffusion_3(
+    made: Path, data: WorldData, tmp_path: Path
+) -> None:
+    for out, before, legs in ((tmp_path / "1", made, 1), (tmp_path / "2", tmp_path / "1", 2)):
+        stages = {stage for stage, _ in train_world(TINY_FLOW, data, out, start_from=before / "pipeline")}
+        assert stages == {"denoiser"}
+        record = read_json(out / "pipeline" / "training.json")
+        assert record["judge"] == read_json(made / "pipeline" / "training.json")["judge"]
+        assert record["denoiser"] == {**record["denoiser"], "legs": legs, "steps": 3 * legs}
+        assert (out / "work" / "denoiser" / "previews" / "step-00000003.png").is_file()
+    kept = [load_tensors(out / "pipeline/vae/diffusion_pytorch_model.safetensors") for out in (made, tmp_path / "2")]
+    assert fingerprint(kept[0]) == fingerprint(kept[1])
+    pipe = StableDiffusion3Pipeline.from_pretrained(tmp_path / "2/pipeline", text_encoder_3=None, tokenizer_3=None)
+    pipe.set_progress_bar_config(disable=True)
+    generator = [torch.Generator().manual_seed(3)]
+    stock = pipe("a bag", num_inference_steps=2, guidance_scale=2.0, generator=generator, output_type="latent").images
+    ours = sample(load(tmp_path / "2/pipeline"), "a bag", seeds=[3], config=SampleConfig(steps=2, order=1))
+    assert (ours.latents - stock).abs().max() <= 1e-4
+    world, card = load_world(tmp_path / "2/pipeline"), (tmp_path / "2/pipeline/README.md").read_text()
+    assert (world.name, world.judge().config["architecture"]) == ("fashion-flow", "residual")
+    for words in ("SD3Transformer2DModel", "text_encoder_3=None, tokenizer_3=None", "benchmarks/results/emoji.json"):
+        assert words in card
+    assert "UNet" not in card
 
 
 def test_a_folder_without_judges_is_no_world(made: Path) -> None:
@@ -112,7 +124,7 @@ def test_a_folder_without_judges_is_no_world(made: Path) -> None:
     with pytest.raises(MissingError, match="no world"):
         load_world(made / "denoiser")
     with pytest.raises(InputError, match="planned"):
-        load("fashion-flow")
+        load("fashion-few")
 
 
 def test_a_world_of_an_unknown_recipe_is_refused(made: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from drawings import real
+from recipes import FEW_EMOJI, TINY_EMOJI
 
 from logsnr.cli.main import main
 from logsnr.core.artifact import fingerprint, load_tensors
@@ -27,36 +28,23 @@ from logsnr.solvers.sample import sample
 from logsnr.train.method import Batch
 from logsnr.worlds import load as loading
 from logsnr.worlds.autoencoder import build_autoencoder
-from logsnr.worlds.config import EMOJI, STAGES, DenoiserConfig
-from logsnr.worlds.data import SOURCES, EmojiPairs, WorldData
+from logsnr.worlds.config import EMOJI, STAGES
+from logsnr.worlds.data import SOURCES, WorldData
 from logsnr.worlds.denoiser import build_unet
 from logsnr.worlds.judges import JudgeMethod
 from logsnr.worlds.load import load, load_world
 from logsnr.worlds.recipe import train_world
 
-FEW = EmojiPairs(views=1, real_views=2, measured_views=1, test_views=1)
-TINY = replace(
-    EMOJI,
-    judge=replace(EMOJI.judge, width=8, num_features=8),
-    judge_second=replace(EMOJI.judge_second, width=8, num_features=8),
-    autoencoder=replace(EMOJI.autoencoder, block_channels=(8, 8, 16)),
-    denoiser=DenoiserConfig(block_channels=(16, 16), text_width=16, text_layers=1, heads=2, text_length=24),
-    runs={
-        stage: replace(run, steps=2, batch_size=8, checkpoint_every=1, preview_every=2, cpu=True)
-        for stage, run in EMOJI.runs.items()
-    },
-)
-
 
 @pytest.fixture(scope="module")
 def data() -> WorldData:
-    return FEW.training()
+    return FEW_EMOJI.training()
 
 
 @pytest.fixture(scope="module")
 def made(data: WorldData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("emoji")
-    assert [stage for stage, _ in train_world(TINY, data, out)] == [stage for stage in STAGES for _ in range(2)]
+    assert [stage for stage, _ in train_world(TINY_EMOJI, data, out)] == [stage for stage in STAGES for _ in range(2)]
     return out
 
 
@@ -86,15 +74,17 @@ class TestRecipe:
         assert torch.equal(data.factors()[:, 0], batch["style"])
         assert len(data.train) == 3001
         assert len(data.real) == 2 * 3159
-        assert {tuple(pair) for pair in FEW.pairs().held_out.tolist()} == {tuple(p) for p in hidden.nonzero().tolist()}
+        assert {tuple(pair) for pair in FEW_EMOJI.pairs().held_out.tolist()} == {
+            tuple(p) for p in hidden.nonzero().tolist()
+        }
 
     def test_it_resumes_to_the_same_weights(self, made: Path, data: WorldData, tmp_path: Path) -> None:
         for stage in STAGES[:3]:
             shutil.copytree(made / stage, tmp_path / stage)
-        run = train_world(TINY, data, tmp_path, stages=("denoiser",))
+        run = train_world(TINY_EMOJI, data, tmp_path, stages=("denoiser",))
         next(run)
         run.close()
-        resumed = list(train_world(TINY, data, tmp_path, stages=("denoiser",), resume=True))
+        resumed = list(train_world(TINY_EMOJI, data, tmp_path, stages=("denoiser",), resume=True))
         assert [progress.step for _, progress in resumed] == [2]
         files = [out / "denoiser" / "unet" / "diffusion_pytorch_model.safetensors" for out in (made, tmp_path)]
         assert len({fingerprint(load_tensors(file)) for file in files}) == 1
@@ -129,7 +119,7 @@ class TestRecipe:
     def test_evaluate_reports_concepts_styles_groups_and_held_out_pairs(
         self, made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        monkeypatch.setitem(SOURCES, "emoji", FEW)
+        monkeypatch.setitem(SOURCES, "emoji", FEW_EMOJI)
         assert main(["evaluate", str(made / "pipeline"), "--num-images", "40", "--steps", "2", "--json"]) == 0
         values = json.loads(capsys.readouterr().out)
         assert len(values["per_group"]) == 7
@@ -174,12 +164,12 @@ class TestNames:
         assert len(SOURCES["fashion"].sheet().prompts) == 80
 
     def test_questions_go_over_all_that_is_learned(self) -> None:
-        fashion, pairs = SOURCES["fashion"], FEW.pairs()
+        fashion, pairs = SOURCES["fashion"], FEW_EMOJI.pairs()
         word = fashion.captions().prompt
         assert fashion.ask(150, held_out=False)[0] == [word(label, i) for i in range(15) for label in range(10)]
         prompts, labels = SOURCES["emoji"].ask(3001, held_out=True)
         assert labels.bincount().tolist() == pairs.trained[:, 0].bincount().tolist()
-        say = FEW.captions().prompt
+        say = FEW_EMOJI.captions().prompt
         known = [say(c, i, held_out=True, style=s) for c, s in pairs.trained.tolist() for i in range(4)]
         assert len(set(prompts)) == 3001
         assert set(prompts) < set(known)
@@ -207,7 +197,7 @@ class TestNames:
 def test_images_that_are_augmented_already_are_not_shifted_again() -> None:
     items = {"image": torch.randn(6, 3, 32, 32), "label": torch.arange(6) % 2, "style": torch.arange(6) // 3}
     for most, same in ((0, True), (2, False)):
-        method = JudgeMethod(replace(TINY.judge, max_shift=most, label_smoothing=0.0), ("a", "b"), ("c", "d"))
+        method = JudgeMethod(replace(TINY_EMOJI.judge, max_shift=most, label_smoothing=0.0), ("a", "b"), ("c", "d"))
         judge = method.network
         heads = (
             (judge(items["image"]), items["label"]),

@@ -15,8 +15,10 @@ from pipelines import tiny_autoencoder
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
+from logsnr.cli.showcase import verified
 from logsnr.data.captions import Captions
 from logsnr.data.latents import Latents
+from logsnr.models.attention import NUM_ZEROS
 from logsnr.models.pipeline import open_pipeline
 from logsnr.models.text import build_tokenizer, encode_jointly
 from logsnr.solvers.calibrate import calibrate
@@ -26,9 +28,10 @@ from logsnr.solvers.scheduler import SNRScheduler
 from logsnr.train.config import FitConfig
 from logsnr.train.loop import fit
 from logsnr.train.method import Batch
+from logsnr.worlds.data import SOURCES
 from logsnr.worlds.flow import FlowDenoiserMethod, build_flow_pipeline, build_text_encoders, build_transformer
-from logsnr.worlds.flow_attention import NUM_ZEROS, BiasedJointAttention
 from logsnr.worlds.flow_config import FlowDenoiserConfig
+from logsnr.worlds.load import World
 
 TINY = FlowDenoiserConfig(layers=2, heads=2, width=32, text_widths=(16, 8), text_layers=(2, 1), text_length=8)
 CAPTIONS = Captions((("bag", "purse"), ("sneaker",)), templates=("a photo of a {}", "{}"))
@@ -137,18 +140,6 @@ def test_the_loss_and_its_gradient_are_those_of_the_stock_network_on_the_line_to
         torch.testing.assert_close(slope, reference, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("norm", [None, "rms_norm"])
-def test_without_a_mask_attention_is_diffusers_own(norm: str | None) -> None:
-    transformer = build_transformer(TINY)
-    options = {**transformer.config, "qk_norm": norm}
-    transformer = type(transformer).from_config(options)
-    stirred(transformer)
-    inputs = (torch.randn(2, 4, 8, 8), torch.randn(2, 5, 24), torch.randn(2, 24), torch.tensor([3.0, 700.0]))
-    stock = transformer(*inputs).sample
-    transformer.set_attn_processor(BiasedJointAttention())
-    assert torch.equal(transformer(*inputs).sample, stock)
-
-
 def test_every_weight_has_a_gradient_and_a_few_steps_lower_the_loss() -> None:
     method = make()
     before = method.loss(batch_of(), 0).value
@@ -207,6 +198,12 @@ def test_stock_diffusers_and_logsnr_sample_the_saved_pipeline_alike(folder: Path
     assert expected[0].sub(expected[2]).abs().max() > 1e-2
     stock.scheduler = SNRScheduler.from_config(stock.scheduler.config, preset="flow-euler")
     assert (latents_of(stock) - expected).abs().max() <= 1e-4
+
+
+def test_the_demo_compares_with_the_order_of_the_pipelines_own_scheduler(folder: Path) -> None:
+    fashion = SOURCES["fashion"]
+    part = verified(open_pipeline(folder / "pipeline"), World("fashion-flow", folder, fashion, fashion.captions()))
+    assert part.passed, part.values
 
 
 def test_the_pipeline_is_calibrated_and_sampled_by_its_table(folder: Path, tmp_path: Path) -> None:

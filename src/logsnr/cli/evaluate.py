@@ -46,8 +46,9 @@ class Evaluate(Console):
         return 0
 
     def _measure(self) -> dict[str, Any]:
-        from logsnr.evaluation.pairs import pair_figures, real_items, sample_pair_quality
-        from logsnr.evaluation.quality import Judges, describe, reference, sample_quality
+        from logsnr.data.labelled import take_all
+        from logsnr.evaluation.pairs import measure_samples, pair_figures
+        from logsnr.evaluation.quality import Judges, describe, reference
         from logsnr.solvers.sample import sample
         from logsnr.worlds.load import load, load_world
 
@@ -61,12 +62,12 @@ class Evaluate(Console):
             return sample(pipe, prompts, seeds=seeds, config=self.sampling).images
 
         prompt = partial(world.captions.prompt, held_out=self.quality.held_out)
-        if pairs := world.source.pairs():
-            measured = sample_pair_quality(make, prompt, pairs, judges, real, self.quality, self._tell)
-            found = pair_figures(judges.second, *real_items(test))
+        pairs = world.source.pairs()
+        measured = measure_samples(make, prompt, pairs, judges, real, self.quality, self._tell)
+        if pairs:
+            items = take_all(test)
+            found = pair_figures(judges.second, items["image"], items["label"], items["style"])
             measured |= {f"real_{name}": value for name, value in found.items()}
-        else:
-            measured = sample_quality(make, prompt, judges, real, self.quality, self._tell)
         data = world.source.describe()
         protocol = describe(self.quality, model=self.model, sampling=asdict(self.sampling), data=data)
         return {**measured, "real_test_accuracy": real.test_accuracy, "protocol": protocol}

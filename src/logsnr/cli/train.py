@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Train(Console):
-    """Train an embedded world anew from real data: judges, autoencoder, then UNet and text encoder."""
+    """Train an embedded world anew from real data: judges, autoencoder, then denoiser and text encoders."""
 
     world: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WORLD")]
-    """The world to make: fashion or emoji."""
+    """The world to make: fashion, fashion-flow or emoji."""
     out: Path = Path("out")
     """Folder of the run; the finished pipeline stands in OUT/pipeline."""
     stages: str = ",".join(STAGES)
@@ -44,7 +44,8 @@ class Train(Console):
     minutes: float | None = None
     """Stop after this long, state saved."""
     start_from: str | None = None
-    """A finished world, by name or folder: keep its judges and autoencoder, and train its denoiser on in a new leg."""
+    """A finished world, by name or folder: keep its judges and autoencoder, and train its denoiser on in a new leg.
+    fashion-flow starts from fashion by itself, with a denoiser of its own."""
     track: str | None = None
     """A tracker of accelerate: tensorboard, trackio or wandb. The JSONL log is always written."""
     resume: Flag = False
@@ -61,9 +62,10 @@ class Train(Console):
         if unknown or not stages:
             raise InputError(f"there is no stage {self.stages!r}: use {', '.join(STAGES)}")
         check_writable(self.out)
+        start = _world(self.start_from or recipe.keeps)
         if self.dry_run:
-            return self._dry_run(recipe, stages)
-        return self._train(recipe, stages)
+            return self._dry_run(recipe, stages, start)
+        return self._train(recipe, stages, start)
 
     def _recipe(self, recipe: Recipe) -> Recipe:
         names = ("accumulation", "precision", "track", "checkpoint_every", "cpu")
@@ -71,7 +73,7 @@ class Train(Console):
         changes |= {k: v for k, v in {"steps": self.steps, "batch_size": self.batch_size}.items() if v is not None}
         return replace(recipe, runs={stage: replace(run, **changes) for stage, run in recipe.runs.items()})
 
-    def _train(self, recipe: Recipe, stages: tuple[str, ...]) -> int:
+    def _train(self, recipe: Recipe, stages: tuple[str, ...], start_from: Path | None) -> int:
         from logsnr.train.loop import any_process, leave_processes
         from logsnr.worlds.data import SOURCES
         from logsnr.worlds.recipe import train_world
@@ -86,7 +88,7 @@ class Train(Console):
                 self.out,
                 stages=stages,
                 resume=self.resume,
-                start_from=_world(self.start_from),
+                start_from=start_from,
             )
             for stage, progress in run:
                 step = progress.step
@@ -124,24 +126,22 @@ class Train(Console):
             disable=self.quiet or not MAIN_PROCESS,
         )
 
-    def _dry_run(self, recipe: Recipe, stages: tuple[str, ...]) -> int:
+    def _dry_run(self, recipe: Recipe, stages: tuple[str, ...], start_from: Path | None) -> int:
         from tempfile import TemporaryDirectory
 
         from logsnr.worlds.data import SOURCES
         from logsnr.worlds.recipe import train_world
 
+        if start_from and "denoiser" not in stages:
+            raise InputError(f"judges and autoencoder are those of {start_from}: only the denoiser has a run to try")
+        stages = ("denoiser",) if start_from else stages
         stage = stages[0]
         short = replace(recipe, runs={stage: replace(recipe.runs[stage], steps=1, resume=False)})
         with TemporaryDirectory() as scratch:
-            for done in () if self.start_from else STAGES[: STAGES.index(stage)]:
+            for done in () if start_from else STAGES[: STAGES.index(stage)]:
                 _link(self.out / done, Path(scratch) / done)
-            run = train_world(
-                short,
-                SOURCES[recipe.data].training(),
-                Path(scratch),
-                stages=(stage,),
-                start_from=_world(self.start_from),
-            )
+            data = SOURCES[recipe.data].training()
+            run = train_world(short, data, Path(scratch), stages=(stage,), start_from=start_from)
             seconds = next(run)[1].seconds
             run.close()
         runs = {name: recipe.runs[name] for name in stages}
@@ -151,7 +151,7 @@ class Train(Console):
             "network_evaluations": runs[stage].steps * runs[stage].batch_size,
             "seconds_estimated": round(seconds * runs[stage].steps),
             "memory_mb": peak_memory_mb(),
-            "would_write": [str(self.out / name) for name in stages],
+            "would_write": [str(self.out / name) for name in (STAGES if start_from else stages)],
         }
         self.result(values, [f"{name}: {value}" for name, value in values.items()])
         return 0

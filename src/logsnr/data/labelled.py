@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -51,3 +52,9 @@ class Pairs:
     trained: Tensor
     held_out: Tensor
     groups: tuple[str, ...]
+
+
+def take_all(data: LabelledData, *, batch_size: int = 1000) -> dict[str, Tensor]:
+    """Every item of a data set that is not empty, fetched in batches: what ``take`` gives, with len(data) rows."""
+    batches = [data.take(rows) for rows in torch.arange(len(data)).split(batch_size)]
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}

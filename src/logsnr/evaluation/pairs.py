@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from logsnr.core.random import generator
-from logsnr.data.labelled import LabelledData, Pairs
+from logsnr.data.labelled import Pairs
 from logsnr.evaluation.config import QualityConfig
-from logsnr.evaluation.quality import Judges, Make, Progress, Reference, make_images, quality_of
+from logsnr.evaluation.quality import Judges, Make, Progress, Reference, make_images, quality_of, sample_quality
 from logsnr.metrics.judge import Judge, judge_images
 from logsnr.metrics.precision_recall import nearest_distance
 
@@ -56,13 +56,6 @@ def _shuffled(pairs: Tensor) -> Tensor:
     return order[(rounds * num_labels + places[labels]).argsort()]
 
 
-def real_items(data: LabelledData, *, batch_size: int = 1000) -> tuple[Tensor, Tensor, Tensor]:
-    """All images (n, channels, size, size), labels and styles (n,) of a data set whose items carry a style."""
-    batches = [data.take(rows) for rows in torch.arange(len(data)).split(batch_size)]
-    images, labels, styles = (torch.cat([b[name] for b in batches]) for name in ("image", "label", "style"))
-    return images, labels, styles
-
-
 def pair_figures(judge: Judge, images: Tensor, labels: Tensor, styles: Tensor) -> dict[str, float]:
     """How often a judge reads the asked concept first, or among its first five, and the asked style."""
     features, logits = judge_images(judge, images)
@@ -72,8 +65,9 @@ def pair_figures(judge: Judge, images: Tensor, labels: Tensor, styles: Tensor) -
     return {name: float(right.float().mean()) for name, right in rights.items()}
 
 
-def _by_both(judges: Judges, images: Tensor, asked: Asked) -> dict[str, float]:
-    first, second = (pair_figures(judge, images, asked.labels, asked.styles) for judge in (judges.first, judges.second))
+def figures_by_both(judges: Judges, images: Tensor, labels: Tensor, styles: Tensor) -> dict[str, float]:
+    """``pair_figures`` by the first judge and, ending in ``_second``, by the second."""
+    first, second = (pair_figures(judge, images, labels, styles) for judge in (judges.first, judges.second))
     return first | {f"{name}_second": value for name, value in second.items()}
 
 
@@ -88,8 +82,8 @@ def sample_pair_quality(
 ) -> dict[str, Any]:
     """Quality of ``make(prompts, seeds)`` -> images over trained pairs, and over held-out pairs on the seeds after.
 
-    The figures of ``pair_figures`` are by the first judge and, ending in ``_second``, by the second, which also reads
-    ``per_group``. ``held_out_pairs`` has the same figures and the distance to the nearest training image.
+    The figures are those of ``quality_of`` and ``figures_by_both``; the second judge also reads ``per_group``.
+    ``held_out_pairs`` has the figures of both judges and the distance to the nearest training image.
     """
     asked = ask_pairs(prompt, pairs.trained, config.num_images)
     num_unseen = min(config.num_images, HELD_OUT_ROUNDS * len(pairs.held_out))
@@ -100,11 +94,11 @@ def sample_pair_quality(
     features = judge_images(judges.second, composed)[0]
     return {
         **quality_of(images, asked.labels, judges, real, config),
-        **_by_both(judges, images, asked),
+        **figures_by_both(judges, images, asked.labels, asked.styles),
         "per_group": _per_group(right, asked.labels, pairs.groups),
         "held_out_pairs": {
             "num_images": num_unseen,
-            **_by_both(judges, composed, unseen),
+            **figures_by_both(judges, composed, unseen.labels, unseen.styles),
             "nearest_training_distance": float(nearest_distance(features, real.features).mean()),
         },
     }
@@ -118,3 +112,18 @@ def _per_group(right: Tensor, labels: Tensor, groups: Sequence[str]) -> dict[str
         if len(members):
             shares[group] = float(members.float().mean())
     return shares
+
+
+def measure_samples(
+    make: Make,
+    prompt: Any,
+    pairs: Pairs | None,
+    judges: Judges,
+    real: Reference,
+    config: QualityConfig,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """``sample_pair_quality`` over pairs, or where a data set has none ``sample_quality`` over its classes."""
+    if pairs is None:
+        return sample_quality(make, prompt, judges, real, config, progress)
+    return sample_pair_quality(make, prompt, pairs, judges, real, config, progress)

@@ -54,6 +54,11 @@ def replaying(module: nn.Module, call: Callable[..., Tensor]) -> Callable[..., T
     return network
 
 
+def is_plain(module: nn.Module) -> bool:
+    """Whether a call computes what the module's class says and its parameters hold, and nothing else."""
+    return _structure(module) is not None
+
+
 def _structure(module: nn.Module) -> tuple[int, ...] | None:
     """What a recording rests on, by identity; None for a module that must not be recorded."""
     if getattr(module, "_hf_peft_config_loaded", False) or hasattr(module, "_hf_hook"):

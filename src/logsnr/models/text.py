@@ -15,20 +15,21 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 def build_tokenizer(sentences: Sequence[str], *, max_length: int = 16) -> CLIPTokenizer:
     """A CLIP tokenizer (byte-level pairs, lower case) that spells every word of the sentences as one token.
 
-    Any other text is still tokenized, by letters.
+    Any other text is still tokenized, by letters. Equal sentences give an equal tokenizer in every process.
     """
     trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     trained.normalizer = normalizers.Lowercase()
     trained.pre_tokenizer = CLIPTokenizer().backend_tokenizer.pre_tokenizer
     trained.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    letters = [*alphabet, *(letter + "</w>" for letter in alphabet)]
+    # Equally frequent pairs merge in the order of their letters, and letters that are not given are numbered at random.
     trainer = trainers.BpeTrainer(
-        vocab_size=4096, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+        vocab_size=4096, special_tokens=letters, end_of_word_suffix="</w>", show_progress=False
     )
     trained.train_from_iterator(sentences, trainer)
     learned = [token for token, _ in sorted(trained.get_vocab().items(), key=lambda item: item[1])]
-    pieces = [*alphabet, *(letter + "</w>" for letter in alphabet)]
-    pieces += [token for token in learned if token not in set(pieces)]
+    pieces = [*letters, *(token for token in learned if token not in set(letters))]
     vocab = {token: index for index, token in enumerate([*pieces, _START, _END])}
     merges = [tuple(pair) for pair in _merges(trained)]
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_length)

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from logsnr.core.artifact import write_file, write_json
 from logsnr.core.config import read_json
+from logsnr.core.errors import BrokenError
 from logsnr.train.trackers import read_log
-from logsnr.worlds.config import RECIPES
+from logsnr.worlds.config import RECIPES, DenoiserConfig, Recipe
+from logsnr.worlds.data import SOURCES
+from logsnr.worlds.flow_config import FlowDenoiserConfig
 
 _TEXT = """---
 license: apache-2.0
 library_name: diffusers
 pipeline_tag: text-to-image
-tags: [diffusers, stable-diffusion, {tag}]
+tags: [diffusers, {kind.tag}, {words.tag}]
 ---
 
 # {name}
 
-A small Stable Diffusion pipeline trained from scratch on real images: AutoencoderKL (32x32 {pixels} to 4x8x8 latents),
-CLIP text encoder over a vocabulary of its own, UNet2DConditionModel, and two judges beside it (`judge` and
-`judge_second`). It is a small world for measuring methods; it does not replicate the table of any paper.
+{parts}
 
-{about}
-- Weights: Apache-2.0. UNet, autoencoder and judges in fp16, text encoder in fp32.
-- Made by: `logsnr train {name}`; measured by: `benchmarks/{script}.py`.
-
+{words.about}
+- Weights: Apache-2.0. {kind.halved}, autoencoder and judges in fp16, {kind.whole} in fp32.
+- Made by: `logsnr train {name}`{kept}; measured by: `benchmarks/{script}.py`.
+{sheet}
 ## Training
 
 | stage | steps | images | seconds | legs |
@@ -38,7 +39,8 @@ A new leg of the denoiser starts from the weights of the last with a new optimis
 
 ## Figures
 
-By the second judge, on prompts from the held-out templates, 20 evaluations, {images} `benchmarks/results/{name}.json`.
+By the second judge, on prompts from the held-out templates, 20 evaluations, 10,000 images a setting, Frechet
+distances to {words.reference}. Goals and protocol: `benchmarks/results/{results}.json`.
 
 | figure | value |
 |---|---|
@@ -48,13 +50,22 @@ By the second judge, on prompts from the held-out templates, 20 evaluations, {im
 
 @dataclass(frozen=True)
 class _Words:
-    """What a card says of a data set: its tag and kind of pixels, data and captions, benchmark and protocol."""
+    """What a card says of a data set: its tag and kind of pixels, data and captions, and what figures compare with."""
 
     tag: str
     pixels: str
     about: str
-    script: str
-    images: str
+    reference: str
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a card says of a kind of denoiser: its tag, the parts of the pipeline, and what has which precision."""
+
+    tag: str
+    parts: str
+    halved: str
+    whole: str
 
 
 _WORDS = {
@@ -64,8 +75,7 @@ _WORDS = {
         """- Data: Fashion-MNIST (Xiao, Rasul and Vollgraf 2017), MIT licence, 60,000 training images padded to 32x32.
 - Captions: 15 templates with 3 more held out, a formal name and two synonyms a class, factor words from the pixels
   (dark, bright, small, large), 10 % empty.""",
-        "fashion",
-        "10,000 images a setting, Frechet\ndistances to the 60,000 training images. Goals and protocol:",
+        "the 60,000 training images",
     ),
     "emoji": _Words(
         "emoji",
@@ -79,10 +89,46 @@ _WORDS = {
 - Held out: 158 of 3,159 pairs of concept and style, which the denoiser never saw; judges and autoencoder saw all.
 - Captions: 17 templates with 7 more held out, with the style or without, a formal name and synonyms of a concept
   (Unicode CLDR and emoji-data), 10 % empty.""",
-        "worlds",
-        "2,000 images\nof trained pairs. Goals and protocol:",
+        "10 augmented views of every\ntrained pair",
     ),
 }
+_KINDS = {
+    DenoiserConfig: _Kind(
+        "stable-diffusion",
+        """A small Stable Diffusion pipeline trained from scratch on real images: \
+AutoencoderKL (32x32 {pixels} to 4x8x8 latents),
+CLIP text encoder over a vocabulary of its own, UNet2DConditionModel, and two judges beside it (`judge` and
+`judge_second`). It is a small world for measuring methods; it does not replicate the table of any paper.""",
+        "UNet",
+        "text encoder",
+    ),
+    FlowDenoiserConfig: _Kind(
+        "stable-diffusion-3",
+        """A small Stable Diffusion 3 pipeline trained from scratch on real images: \
+AutoencoderKL (32x32 {pixels} to 4x8x8
+latents), two CLIP text encoders over a vocabulary of their own, SD3Transformer2DModel trained as a rectified flow, and
+two judges beside it (`judge` and `judge_second`). It is a small world for measuring methods; it does not replicate the
+table of any paper. It has no T5, and diffusers has to be told so, where `logsnr.load` need not:
+`StableDiffusion3Pipeline.from_pretrained(FOLDER, text_encoder_3=None, tokenizer_3=None)`.""",
+        "Transformer",
+        "text encoders",
+    ),
+}
+
+
+def recipe_of(folder: Path) -> Recipe:
+    """The recipe that a world's record of its training names.
+
+    Raises:
+        MissingError: there is no record.
+        BrokenError: it names no recipe.
+    """
+    record = folder / "training.json"
+    found = read_json(record)
+    name = found.get("name") if isinstance(found, dict) else None
+    if name not in RECIPES:
+        raise BrokenError(f"{record} names no recipe of {', '.join(RECIPES)}: train the world again")
+    return RECIPES[name]
 
 
 def write_training_card(folder: Path, name: str, stages: dict[str, Any]) -> None:
@@ -111,12 +157,28 @@ def stage_record(work: Path, batch_size: int, before: dict[str, Any] | None = No
 
 
 def _render(folder: Path) -> None:
-    stages = read_json(folder / "training.json")
-    name = stages.pop("name")
+    recipe, stages = recipe_of(folder), read_json(folder / "training.json")
     card = folder / "card.json"
     figures = read_json(card) if card.exists() else {}
-    rows = [f"| {n} | {s['steps']:,} | {s['images']:,} | {s['seconds']:,} | {s['legs']} |" for n, s in stages.items()]
+    rows = [
+        f"| {n} | {s['steps']:,} | {s['images']:,} | {s['seconds']:,} | {s['legs']} |"
+        for n, s in stages.items()
+        if n != "name"
+    ]
     measured = [f"| {figure.replace('_', ' ')} | {value:.4f} |" for figure, value in figures.items()]
-    table = "\n".join(measured or ["| not measured yet | |"])
-    words = asdict(_WORDS[RECIPES[name].data])
-    write_file(folder / "README.md", _TEXT.format(name=name, stages="\n".join(rows), figures=table, **words))
+    words, kind = _WORDS[recipe.data], _KINDS[type(recipe.denoiser)]
+    script, results = ("fashion", "fashion") if recipe.name == "fashion" else ("worlds", "emoji")
+    sheet = f"\n![Contact sheet](sheet.png)\n\n{SOURCES[recipe.data].sheet().legend}\n"
+    text = _TEXT.format(
+        name=recipe.name,
+        kind=kind,
+        words=words,
+        parts=kind.parts.format(pixels=words.pixels),
+        sheet=sheet if (folder / "sheet.png").exists() else "",
+        kept=f", judges and autoencoder by that of `{recipe.keeps}`" if recipe.keeps else "",
+        script=script,
+        results=results,
+        stages="\n".join(rows),
+        figures="\n".join(measured or ["| not measured yet | |"]),
+    )
+    write_file(folder / "README.md", text)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from logsnr.train.config import FitConfig
+from logsnr.worlds.flow_config import FlowDenoiserConfig
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,12 @@ class Recipe:
     judge: JudgeConfig
     judge_second: JudgeConfig
     autoencoder: AutoencoderConfig
-    denoiser: DenoiserConfig
+    denoiser: DenoiserConfig | FlowDenoiserConfig
     runs: dict[str, FitConfig]
     data: Literal["fashion", "emoji"] = "fashion"
     """The data set, as ``worlds/data.py`` names it."""
+    keeps: str | None = None
+    """The embedded world whose judges and autoencoder this one has."""
 
 
 STAGES = ("judge", "judge_second", "autoencoder", "denoiser")
@@ -101,4 +104,14 @@ EMOJI = Recipe(
         "denoiser": FitConfig(steps=40000, batch_size=128, decay="cosine", warmup=200, seed=3, preview_every=2000),
     },
 )
-RECIPES = {recipe.name: recipe for recipe in (FASHION, EMOJI)}
+FASHION_FLOW = replace(
+    FASHION,
+    name="fashion-flow",
+    keeps="fashion",
+    denoiser=FlowDenoiserConfig(),
+    runs={
+        **FASHION.runs,
+        "denoiser": FitConfig(steps=30000, batch_size=64, decay="cosine", warmup=500, seed=4, preview_every=2000),
+    },
+)
+RECIPES = {recipe.name: recipe for recipe in (FASHION, EMOJI, FASHION_FLOW)}

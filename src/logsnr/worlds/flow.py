@@ -6,9 +6,8 @@ samples. Deviates: adaLN-Zero initialisation (2212.09748), which diffusers leave
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
@@ -18,10 +17,10 @@ from torch.nn import functional
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from logsnr.data.captions import Wording
-from logsnr.models.ema import averaged
+from logsnr.models.attention import LastCounts, num_image_tokens
 from logsnr.models.text import build_pooled_encoder, encode_jointly
-from logsnr.train.method import Batch, Group, Loss, load_module_state, module_state
-from logsnr.worlds.flow_attention import BiasedJointAttention, with_zeros
+from logsnr.train.method import Batch, Loss
+from logsnr.worlds.captioned import CaptionedMethod
 from logsnr.worlds.flow_config import FlowDenoiserConfig
 
 TIMESTEPS = 1000
@@ -64,92 +63,11 @@ def build_text_encoders(
 def velocity(transformer: SD3Transformer2DModel, xt: Tensor, times: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
     """The velocity (n, channels, height, width) at xt and times (n,) in [0, 1], as a stock pipeline has it.
 
-    ``text`` (n, length, width) is the text encoders'; the zeros of the absent T5 are appended here. The transformer's
-    processor must be ``BiasedJointAttention``.
+    ``text`` (n, length, width) is the text encoders'; the zeros of the absent T5 are appended here, one for all.
     """
-    text, mask = with_zeros(text, xt[0, 0].numel() // transformer.config.patch_size**2)
-    return transformer(
-        xt,
-        timestep=TIMESTEPS * times,
-        encoder_hidden_states=text,
-        pooled_projections=pooled,
-        joint_attention_kwargs={"attention_mask": mask},
-        return_dict=False,
-    )[0]
-
-
-class FlowDenoiserMethod:
-    """Mean squared error of the velocity noise - data on the line between both, captions drawn afresh each step.
-
-    ``factors`` (n, k) are what the captions may say of each item beside its class, and ``show`` turns the trained
-    networks, by the names that they have in a pipeline, into preview images.
-    """
-
-    def __init__(
-        self,
-        config: FlowDenoiserConfig,
-        tokenizer: CLIPTokenizer,
-        captions: Wording,
-        factors: Tensor,
-        show: Callable[..., Tensor] | None = None,
-    ):
-        self.config, self.tokenizer, self.captions, self.factors, self.show = config, tokenizer, captions, factors, show
-        torch.manual_seed(config.seed)
-        self.transformer = build_transformer(config)
-        self.encoders = build_text_encoders(config, tokenizer)
-        names = ("transformer", "text_encoder", "text_encoder_2")
-        self.networks = dict(zip(names, (self.transformer, *self.encoders), strict=True))
-        self.averages = {name: averaged(network, config.ema) for name, network in self.networks.items()}
-        self.transformer.set_attn_processor(BiasedJointAttention())  # the averages keep diffusers' own
-
-    def start_from(self, folder: Path) -> None:
-        """Take the weights of a pipeline's transformer and text encoders as the start of a new leg."""
-        for name, network in self.networks.items():
-            source = type(network).from_pretrained(folder / name, dtype=torch.float32)
-            network.load_state_dict(source.state_dict())
-            self.averages[name].network.load_state_dict(source.state_dict())
-
-    def modules(self) -> dict[str, nn.Module]:
-        return {**self.networks, **{f"{name}_average": average for name, average in self.averages.items()}}
-
-    def parameter_groups(self) -> list[Group]:
-        return [Group(list(network.parameters()), self.config.learning_rate) for network in self.networks.values()]
-
-    def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(groups, betas=(0.9, 0.99))
-
-    def loss(self, batch: Batch, step: int) -> Loss:
-        latent = batch["latent"]
-        times = torch.sigmoid(self.config.time_mean + self.config.time_std * batch.normal())
-        noise = batch.normal(*latent.shape[1:])
-        text, pooled = encode_jointly(self.tokenizer, self.encoders, self._captions(batch))
-        xt = latent.lerp(noise, times.view(-1, *[1] * (latent.dim() - 1)))
-        predicted = velocity(self.transformer, xt, times, text, pooled)
-        return Loss(functional.mse_loss(predicted, noise - latent))
-
-    def _captions(self, batch: Batch) -> list[str]:
-        draws = batch.uniform(4).tolist()
-        factors = self.factors[batch["index"].cpu()].tolist()
-        labels = batch["label"].tolist()
-        return [self.captions.caption(*item) for item in zip(labels, factors, draws, strict=True)]
-
-    def after_step(self, step: int) -> None:
-        for name, average in self.averages.items():
-            average.update_parameters(self.networks[name])
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return module_state(**self.modules()), {}
-
-    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        load_module_state(tensors, **self.modules())
-
-    def preview(self) -> Tensor | None:
-        return self.show(**{name: average.network for name, average in self.averages.items()}) if self.show else None
-
-    def export(self, folder: Path) -> None:
-        for name, average in self.averages.items():
-            average.network.save_pretrained(folder / name)
-        self.tokenizer.save_pretrained(folder / "tokenizer")
+    text = functional.pad(text, (0, 0, 0, 1))
+    with LastCounts(num_image_tokens(transformer, xt) + text.shape[1]):
+        return transformer(xt, text, pooled, TIMESTEPS * times, return_dict=False)[0]
 
 
 def build_flow_pipeline(
@@ -179,3 +97,41 @@ def build_flow_pipeline(
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+class FlowDenoiserMethod(CaptionedMethod):
+    """Mean squared error of the velocity noise - data on the line between both, captions drawn afresh each step.
+
+    The arguments are those of ``CaptionedMethod``.
+    """
+
+    parts: ClassVar[Mapping[str, Any]] = {
+        "transformer": SD3Transformer2DModel,
+        "text_encoder": CLIPTextModelWithProjection,
+        "text_encoder_2": CLIPTextModelWithProjection,
+    }
+    pipeline = staticmethod(build_flow_pipeline)
+
+    def __init__(
+        self,
+        config: FlowDenoiserConfig,
+        tokenizer: CLIPTokenizer,
+        captions: Wording,
+        factors: Tensor,
+        show: Callable[..., Tensor] | None = None,
+    ):
+        self.config = config
+        torch.manual_seed(config.seed)
+        self.transformer = build_transformer(config)
+        self.encoders = build_text_encoders(config, tokenizer)
+        networks = dict(zip(self.parts, (self.transformer, *self.encoders), strict=True))
+        super().__init__(config, networks, tokenizer, captions, factors, show)
+
+    def loss(self, batch: Batch, step: int) -> Loss:
+        latent = batch["latent"]
+        times = torch.sigmoid(self.config.time_mean + self.config.time_std * batch.normal())
+        noise = batch.normal(*latent.shape[1:])
+        text, pooled = encode_jointly(self.tokenizer, self.encoders, self.draw_captions(batch))
+        xt = latent.lerp(noise, times.view(-1, *[1] * (latent.dim() - 1)))
+        predicted = velocity(self.transformer, xt, times, text, pooled)
+        return Loss(functional.mse_loss(predicted, noise - latent))

@@ -11,13 +11,15 @@ from logsnr.data.captions import Wording
 from logsnr.metrics.judge import Judge
 from logsnr.models.pipeline import Pipeline, open_pipeline
 from logsnr.solvers import scheduler as _scheduler  # noqa: F401  diffusers loads it by name from a saved folder
+from logsnr.worlds.card import recipe_of
 from logsnr.worlds.config import RECIPES
 from logsnr.worlds.data import SOURCES, Source
 
 _HOME = Path(__file__).parent
-WORLDS = {name: _HOME / name for name in RECIPES if (_HOME / name / "model_index.json").is_file()}
+_FOLDERS = {name: _HOME / name.replace("-", "_") for name in RECIPES}
+WORLDS = {name: folder for name, folder in _FOLDERS.items() if (folder / "model_index.json").is_file()}
 """The embedded worlds: those recipes whose weights are part of the package."""
-PLANNED = ("fashion-few", "fashion-flow")
+PLANNED = ("fashion-few",)
 
 
 @dataclass(frozen=True)
@@ -96,14 +98,6 @@ def load_world(model: str | Path) -> World:
         raise MissingError(
             f"{model} is no world, it has no judges beside it: use {', '.join(WORLDS)} or a `train` result"
         )
-    source = _source(folder / "training.json")
-    return World(folder.name, folder, source, source.captions())
-
-
-def _source(record: Path) -> Source:
-    """The data set of the recipe that a world's record of its training names."""
-    found = read_json(record)
-    name = found.get("name") if isinstance(found, dict) else None
-    if name not in RECIPES:
-        raise BrokenError(f"{record} names no recipe of {', '.join(RECIPES)}: train the world again")
-    return SOURCES[RECIPES[name].data]
+    recipe = recipe_of(folder)
+    source = SOURCES[recipe.data]
+    return World(recipe.name, folder, source, source.captions())

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
 
 from logsnr.core.artifact import staged, write_json
 from logsnr.core.config import read_json
@@ -20,17 +20,22 @@ from logsnr.core.errors import InputError
 from logsnr.data.labelled import LabelledData
 from logsnr.data.latents import Latents, encode_latents
 from logsnr.metrics.judge import Judge
+from logsnr.models.pipeline import Pipeline, network_of
 from logsnr.models.text import build_tokenizer
 from logsnr.solvers.config import SampleConfig
 from logsnr.solvers.sample import sample
 from logsnr.train.loop import Progress, fit
 from logsnr.train.method import Dataset, Method
 from logsnr.worlds.autoencoder import AutoencoderMethod
-from logsnr.worlds.card import stage_record, write_training_card
-from logsnr.worlds.config import STAGES, Recipe
+from logsnr.worlds.card import recipe_of, stage_record, write_training_card
+from logsnr.worlds.config import STAGES, DenoiserConfig, Recipe
 from logsnr.worlds.data import WorldData
 from logsnr.worlds.denoiser import DenoiserMethod
+from logsnr.worlds.flow import FlowDenoiserMethod
+from logsnr.worlds.flow_config import FlowDenoiserConfig
 from logsnr.worlds.judges import JudgeMethod
+
+_KINDS: dict[type, Any] = {DenoiserConfig: DenoiserMethod, FlowDenoiserConfig: FlowDenoiserMethod}
 
 
 def train_world(
@@ -44,16 +49,17 @@ def train_world(
 ) -> Generator[tuple[str, Progress], None, None]:
     """Run the stages whose result is not in ``out`` yet, and yield (stage, progress) after every step.
 
-    ``start_from`` is a finished world: its judges and autoencoder are kept, and the denoiser starts a new leg from its
-    UNet and text encoder with a new optimiser. The finished pipeline stands in ``out/pipeline``.
+    ``start_from`` is a finished world: its judges and autoencoder are kept, and a denoiser of the same recipe starts a
+    new leg from its weights with a new optimiser. The finished pipeline stands in ``out/pipeline``.
 
     Raises:
-        InputError: ``out`` has unfinished work and ``resume`` is false, or ``start_from`` is no finished world.
+        InputError: ``out`` has unfinished work and ``resume`` is false, or ``start_from`` is no finished world of the
+            same data.
     """
     process = PartialState(cpu=any(run.cpu for run in recipe.runs.values()))
     if start_from:
         with process.main_process_first():
-            _keep_stages(start_from, out)
+            _keep_stages(start_from, recipe, out)
     for stage in [stage for stage in STAGES if stage in stages and not (out / stage).exists()]:
         work = out / "work" / stage
         if work.exists() and not resume:
@@ -70,13 +76,16 @@ def train_world(
         assemble(recipe, out, start_from)
 
 
-def _keep_stages(world: Path, out: Path) -> None:
+def _keep_stages(world: Path, recipe: Recipe, out: Path) -> None:
     """Copy the judges and the autoencoder of a finished world to where their stages would stand."""
-    for part, stage in (("judge", "judge"), ("judge_second", "judge_second"), ("vae", "autoencoder")):
-        if not (world / part).is_dir():
-            raise InputError(
-                f"{world} is no finished world, it has no {part}: start from an embedded one or a pipeline"
-            )
+    kept = {"judge": "judge", "judge_second": "judge_second", "vae": "autoencoder"}
+    if missing := [part for part in kept if not (world / part).is_dir()]:
+        raise InputError(
+            f"{world} is no finished world, it has no {missing[0]}: start from an embedded one or a pipeline"
+        )
+    if recipe_of(world).data != recipe.data:
+        raise InputError(f"{world} shows other data than {recipe.name} does: start from a world of {recipe.data}")
+    for part, stage in kept.items():
         if not (out / stage).exists():
             with staged(out / stage) as folder:
                 shutil.copytree(world / part, folder, dirs_exist_ok=True)
@@ -101,11 +110,13 @@ def _build(stage: str, recipe: Recipe, data: WorldData, out: Path, start_from: P
     autoencoder.register_to_config(scaling_factor=1 / latents.std)
     tokenizer = build_tokenizer(data.captions.all_sentences(), max_length=recipe.denoiser.text_length)
 
-    def show(unet: Any, text_encoder: Any) -> Tensor:
-        return _contact_sheet(build_pipeline(autoencoder, text_encoder, tokenizer, unet), data.sheet)
+    kind = _KINDS[type(recipe.denoiser)]
 
-    method = DenoiserMethod(recipe.denoiser, tokenizer, data.captions, data.factors(), show)
-    if start_from:
+    def show(**networks: nn.Module) -> Tensor:
+        return _contact_sheet(kind.pipeline(autoencoder, tokenizer, **networks), data.sheet)
+
+    method = kind(recipe.denoiser, tokenizer, data.captions, data.factors(), show)
+    if start_from and recipe_of(start_from).name == recipe.name:
         method.start_from(start_from)
     return method, latents
 
@@ -115,43 +126,20 @@ def world_latents(autoencoder: AutoencoderKL, data: LabelledData, *, cache: Path
     return encode_latents(data, lambda images: autoencoder.encode(images).latent_dist.mean, cache=cache)
 
 
-def build_pipeline(
-    autoencoder: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
-) -> StableDiffusionPipeline:
-    """A Stable Diffusion pipeline of trained parts, with DPM-Solver++ as its scheduler."""
-    scheduler = DPMSolverMultistepScheduler(
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, timestep_spacing="trailing", steps_offset=1
-    )
-    pipe = StableDiffusionPipeline(
-        vae=autoencoder,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def _contact_sheet(pipe: StableDiffusionPipeline, prompts: list[str]) -> Tensor:
+def _contact_sheet(pipe: Pipeline, prompts: list[str]) -> Tensor:
     return sample(pipe, prompts, seeds=range(len(prompts)), config=SampleConfig(steps=10)).images
 
 
 def assemble(recipe: Recipe, out: Path, start_from: Path | None = None) -> None:
-    """Put the stages in ``out`` together as ``out/pipeline``: UNet, autoencoder and judges in fp16, text in fp32."""
-    parts = out / "denoiser"
-    pipe = build_pipeline(
-        AutoencoderKL.from_pretrained(out / "autoencoder"),
-        CLIPTextModel.from_pretrained(parts / "text_encoder"),
-        CLIPTokenizer.from_pretrained(parts / "tokenizer"),
-        UNet2DConditionModel.from_pretrained(parts / "unet"),
-    )
+    """Put the stages in ``out`` together as ``out/pipeline``: network, autoencoder and judges in fp16, text in fp32."""
+    parts, kind = out / "denoiser", _KINDS[type(recipe.denoiser)]
+    networks = {name: part.from_pretrained(parts / name) for name, part in kind.parts.items()}
+    tokenizer = CLIPTokenizer.from_pretrained(parts / "tokenizer")
+    pipe = kind.pipeline(AutoencoderKL.from_pretrained(out / "autoencoder"), tokenizer, **networks)
     pipe.vae.register_to_config(scaling_factor=read_json(parts / "latents.json")["scaling_factor"])
     judges = {name: Judge.from_pretrained(out / name) for name in ("judge", "judge_second")}
-    for module in (pipe.unet, pipe.vae, *judges.values()):
+    halved: list[Any] = [network_of(pipe), pipe.vae, *judges.values()]
+    for module in halved:
         module.half().register_to_config(_name_or_path=recipe.name)  # not the path of this machine
     with staged(out / "pipeline") as folder:
         pipe.save_pretrained(folder)
@@ -163,6 +151,8 @@ def assemble(recipe: Recipe, out: Path, start_from: Path | None = None) -> None:
 def _stage_records(recipe: Recipe, out: Path, start_from: Path | None) -> dict[str, Any]:
     """Steps and seconds of every stage that has a record; what was kept has its earlier one, new legs add to it."""
     earlier = read_json(start_from / "training.json") if start_from else {}
+    if earlier.get("name") != recipe.name:
+        earlier.pop("denoiser", None)  # another recipe's denoiser is no leg of this one's
     records = {}
     for stage in STAGES:
         work = out / "work" / stage
