@@ -1,7 +1,7 @@
 """Information measures against known densities, and what the fashion world's network knows about its data.
 
 Mixtures have an exact denoiser and an exact density: what is left is the estimator's own error. The world's figures are
-estimates of a trained network, in its latents, with standard errors. About five minutes on two cores.
+estimates of a trained network, in its latents, with standard errors. About ten minutes on one core.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def world() -> dict[str, Any]:
 
 
 def main() -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     rows = [exact("ring2", ring()), exact("digits64", digits()), exact("patch192", patches()), world()]
     worst = max(abs(row["mean_error"]) for row in rows[:-1])
     traced = max(row["ode_largest_error"] for row in rows[:-1] if row["ode_trace"] == "exact")
