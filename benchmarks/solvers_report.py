@@ -49,8 +49,11 @@ def headlines(found: dict[str, Any]) -> list[dict[str, Any]]:
     if spent:
         most = max(evaluations for evaluations, _ in spent.values())
         made.append(headline("calibration_evaluations", most, 3000, "<="))
-    for calls in sorted(set(spent) & {5, 8, 10}):
-        made.append(headline(f"calibration_loss_of_gain_nfe{calls}", spent[calls][1], 0.2, "<="))
+    made += [
+        headline(f"calibration_loss_of_gain_nfe{calls}", spent[calls][1], 0.2, "<=")
+        for calls in (5, 8, 10)
+        if calls in spent
+    ]
     if "overhead" in found:
         made.append(headline("overhead_ratio", overhead(found["overhead"]["rows"]), 0.25, "<="))
     return made
