@@ -208,6 +208,11 @@ def test_calibrate_matches_the_real_images_of_a_world(tmp_path: Path) -> None:
     )
 
 
+def test_a_bad_option_of_matching_is_named() -> None:
+    said = assert_refused("calibrate", "fashion", "--match", "--matching.num-fit", "10")
+    assert said.removeprefix("logsnr: ").startswith("matching needs at least 20")
+
+
 def test_matching_needs_real_images(folder: str) -> None:
     assert "no judges" in assert_refused("calibrate", folder, "--prompts", "a", "--match", "--quiet")
 

@@ -54,9 +54,10 @@ _ABOUT = "Sample diffusion models better, make them fast, and edit what they kno
 
 
 def _one_line(message: str) -> str:
-    """Tyro's boxed explanation as one line."""
-    words = re.sub(r"[│╭╮╰╯─┃━╴╶]+", " ", message).split()
-    return " ".join(words) or "the options cannot be read; see logsnr --help"
+    """Tyro's boxed explanation as one line, without the name that it has for where a value stands."""
+    words = re.sub(r"[│╭╮╰╯─┃━╴╶]+|-{3,}", " ", message).split()
+    line = re.sub(r"^Value error Error parsing \S+ ", "", " ".join(words))
+    return line or "the options cannot be read; see logsnr --help"
 
 
 def quiet_libraries() -> None:
