@@ -168,7 +168,7 @@ def against_rho(bench: Bench) -> None:
     prompts, labels = class_prompts(
         lambda label, template: bench.world.captions.prompt(label, template), 10, RHO_IMAGES
     )
-    seeds, rows = range(FIRST, FIRST + RHO_IMAGES), []
+    seeds, rows, best = range(FIRST, FIRST + RHO_IMAGES), [], {}
     for calls in BUDGETS:
         for rho in RHO:
             config = SampleConfig(steps=calls, rho=rho, guidance_scale=1.0)
@@ -178,8 +178,8 @@ def against_rho(bench: Bench) -> None:
             row: dict[str, Any] = {"calls": calls, "rho": rho, "frechet_distance": bench.distance(features)}
             rows.append({**row, "judge_accuracy_second": accuracy})
             print(rows[-1], flush=True)
-    best = {str(calls): min((r for r in rows if r["calls"] == calls), key=_distance)["rho"] for calls in BUDGETS}
-    write_json(RESULTS / "solvers" / "fashion-rho.json", {"rows": rows, "best_rho": best, "images": RHO_IMAGES})
+        best[str(calls)] = min(rows[-len(RHO) :], key=_distance)["rho"]
+        write_json(RESULTS / "solvers" / "fashion-rho.json", {"rows": rows, "best_rho": best, "images": RHO_IMAGES})
 
 
 def _distance(row: dict[str, Any]) -> float:

@@ -300,10 +300,9 @@ def kept(name: str, calls: int, seed: int, what: str = "") -> Path:
 def summarise(name: str, title: str, calls: int) -> None:
     """The table of one problem at one number of calls, over all seeds, into results/solvers/."""
     seeds: list[dict[str, Any]] = [{} for _ in SEEDS]
-    for what in (*PARTS, "-gradient"):
+    for what in PARTS:
         paths = [kept(name, calls, seed, what) for seed in SEEDS]
-        if all(path.exists() for path in paths):
-            seeds = [seed | json.loads(path.read_text()) for seed, path in zip(seeds, paths, strict=True)]
+        seeds = [seed | json.loads(path.read_text()) for seed, path in zip(seeds, paths, strict=True)]
     for seed in seeds:
         for row in seed.values():
             row["errors"] = np.array(row["errors"])
@@ -329,15 +328,13 @@ def summarise(name: str, title: str, calls: int) -> None:
 
 
 def compare(seeds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Ours over the best scheduler, over DPM++2M and over the gradient-trained solver, by mean and by median."""
-    learned = [name for name in seeds[0] if name.startswith("gradient")]
-    theirs = [name for name in seeds[0] if not name.startswith("ours") and name not in learned]
+    """Ours over the best scheduler and over DPM++2M, by mean and by median."""
+    theirs = [name for name in seeds[0] if not name.startswith("ours")]
     pooled = {name: np.concatenate([seed[name]["errors"] for seed in seeds]) for name in theirs}
     found: dict[str, Any] = {}
     for label, statistic in (("mean", np.mean), ("median", np.median)):
         ranked = sorted(pooled, key=lambda name: float(statistic(pooled[name])))
         rivals = {"best peer": ranked[0], "DPM++2M": next(name for name in ranked if name.startswith("DPM++2M"))}
-        rivals |= dict(zip(("gradient-trained",), learned, strict=False))
         for ours in (name for name in seeds[0] if name.startswith("ours")):
             for against, name in rivals.items():
                 mine, other = ([seed[method]["errors"] for seed in seeds] for method in (ours, name))

@@ -52,6 +52,15 @@ def assert_refused(*arguments: str) -> str:
     return err
 
 
+def test_a_warning_is_one_line(tmp_path: Path) -> None:
+    code, _, err = called(
+        "explain", "fashion", "--steps", "3", "--order", "3", "--grid", "karras", "--out", str(tmp_path)
+    )
+    assert code == 0
+    assert err.startswith("logsnr: warning: order 3 on the grid karras extrapolates far")
+    assert err.count("\n") == 1
+
+
 @pytest.fixture(scope="module")
 def calibrated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A table of four steps for the embedded world, at the default guidance."""

@@ -15,12 +15,13 @@ from logsnr.models.fingerprint import fingerprint
 from logsnr.models.pipeline import denoiser_of, encode_prompts
 from logsnr.schedules.families import scaled_linear
 from logsnr.schedules.grids import uniform_time
+from logsnr.solvers import table
 from logsnr.solvers.config import SampleConfig
 from logsnr.solvers.exponential import Exponential
 from logsnr.solvers.noise import start_noise, step_noise
 from logsnr.solvers.sample import make_run, sample, sample_steps
 from logsnr.solvers.scheduler import SNRScheduler
-from logsnr.solvers.table import load_table
+from logsnr.solvers.table import Analytic, SolverTable, load_table
 from logsnr.worlds.load import WORLDS, load
 
 
@@ -176,10 +177,10 @@ SHIPPED = sorted(int(path.stem) for path in (WORLDS["fashion"] / "solvers").glob
 
 @pytest.mark.parametrize("calls", SHIPPED)
 def test_a_shipped_table_is_for_the_world_at_the_default_guidance(calls):
-    pipe, table = load("fashion"), load_table(f"fashion/{calls}")
-    table.check_model(fingerprint(pipe.unet), SampleConfig().guidance_scale)
-    assert table.steps == calls
-    assert table.record["error_after"] < table.record["error_now"]
+    pipe, shipped = load("fashion"), load_table(f"fashion/{calls}")
+    shipped.check_model(fingerprint(pipe.unet), SampleConfig().guidance_scale)
+    assert shipped.steps == calls
+    assert shipped.record["error_after"] < shipped.record["error_now"]
 
 
 def test_shipped_tables_are_closer_to_the_fine_solution_than_the_worlds_own_scheduler():
@@ -193,6 +194,13 @@ def test_shipped_tables_are_closer_to_the_fine_solution_than_the_worlds_own_sche
 
     for calls in SHIPPED:
         assert error(SampleConfig(solver=Path(f"fashion/{calls}"))) < 0.75 * error(SampleConfig(steps=calls))
+
+
+def test_the_folder_of_a_world_is_found_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "_WORLDS", tmp_path)
+    made = SolverTable((-3.0, 1.0), analytic=Analytic(2))
+    made.save(tmp_path / "fashion_flow" / "solvers" / "2.json")
+    assert load_table("fashion-flow/2") == made
 
 
 def test_what_no_world_ships_is_named():

@@ -7,6 +7,7 @@ import io
 import os
 import re
 import sys
+import warnings
 from typing import Annotated, Any
 
 import tyro
@@ -67,11 +68,19 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
+def _warn(message: Warning | str, *_: Any) -> None:
+    """A warning as one line, without the place in the code that Python adds."""
+    print(f"logsnr: warning: {message}", file=sys.stderr, flush=True)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     quiet_libraries()
     try:
-        return parse(sys.argv[1:] if argv is None else argv).run()
+        verb = parse(sys.argv[1:] if argv is None else argv)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            return verb.run()
     except SystemExit as ended:
         return int(ended.code or 0)
     except LogsnrError as error:

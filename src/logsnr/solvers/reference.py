@@ -92,11 +92,12 @@ class Model:
         self.evaluations += len(z)
         parts = []
         for part, which in zip(z.split(self.batch_size), rows.split(self.batch_size), strict=True):
-            found = self.denoiser(scale * part.reshape(-1, *self.shape), own, self._given(which))
+            found = self.denoiser(scale * part.reshape(-1, *self.shape), own, self.given(which))
             parts.append(found.x0.flatten(1))
         return torch.cat(parts)
 
-    def _given(self, rows: Tensor) -> Conditioning | None:
+    def given(self, rows: Tensor) -> Conditioning | None:
+        """The conditioning of some rows."""
         if self.cond is None:
             return None
         free = self.cond.unconditional

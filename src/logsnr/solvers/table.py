@@ -136,7 +136,7 @@ def load_table(source: Path | str | dict[str, Any]) -> SolverTable:
 
 def _shipped(path: Path) -> Path:
     """The path itself, or where "WORLD/EVALUATIONS" lies."""
-    folder = _WORLDS / path.parent / "solvers"
+    folder = _WORLDS / str(path.parent).replace("-", "_") / "solvers"
     named = len(path.parts) == 2 and path.name.isdigit() and ".." not in path.parts
     if not named or path.exists() or not folder.is_dir():
         return path
