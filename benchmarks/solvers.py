@@ -37,6 +37,7 @@ from logsnr.solvers.calibrate import calibrate_denoiser
 from logsnr.solvers.config import CalibrateConfig
 from logsnr.solvers.exponential import Exponential
 from logsnr.solvers.plan import plan_nodes
+from logsnr.solvers.price import within
 from logsnr.solvers.reference import Model, Reference, make_reference
 from logsnr.solvers.table import SolverTable, Tabulated
 
@@ -222,19 +223,7 @@ def full(calls: int) -> CalibrateConfig:
 
 def quick(calls: int) -> CalibrateConfig:
     """The calibration within 3,000 evaluations without guidance."""
-    fit, rest, reference_steps, rounds = {8: (8, 6, 50, 1), 10: (6, 5, 50, 1), 20: (16, 8, 60, 0)}.get(
-        calls, (12, 7, 40, 2)
-    )
-    return CalibrateConfig(
-        steps=calls,
-        num_fit=fit,
-        num_selection=rest,
-        num_gate=rest,
-        reference_steps=reference_steps,
-        grids=("planned",),
-        rounds=rounds,
-        rivals=1,
-    )
+    return within(CalibrateConfig(steps=calls), 3000, guided=False)
 
 
 def our_analytic() -> list[Peer]:

@@ -178,7 +178,7 @@ def test_information_tells_a_person_the_convention(tmp_path: Path) -> None:
 
 def test_calibrate_writes_a_table_at_the_price_it_named(calibrated: dict[str, Any], tmp_path: Path) -> None:
     keys = {"solver", "sigmas", "network_evaluations", "error_before", "error_after"}
-    assert keys | {"times", "gate", "winner", "grid_only", "error_now"} <= calibrated.keys()
+    assert keys | {"times", "gate", "winner", "grid_only", "grid_share", "error_now"} <= calibrated.keys()
     assert calibrated["error_after"] <= calibrated["error_before"] <= calibrated["error_now"]
     assert len(calibrated["sigmas"]) == 5
     assert all(a > b for a, b in pairwise(calibrated["sigmas"]))
@@ -191,6 +191,14 @@ def test_calibrate_writes_a_table_at_the_price_it_named(calibrated: dict[str, An
     free = result(*command[:-4], "--guidance-scale", "1", "--out", str(out), "--dry-run")
     assert dry["network_evaluations"] == 2 * free["network_evaluations"]
     assert not out.exists()
+
+
+def test_calibrate_stays_within_a_budget(tmp_path: Path) -> None:
+    asked = ("calibrate", "fashion", "--steps", "2", "--budget", "1500", "--out", str(tmp_path))
+    promised = result(*asked, "--dry-run")["network_evaluations"]
+    assert result(*asked, "--quiet")["network_evaluations"] <= promised <= 1500
+    assert "give --budget, or sizes, not both" in assert_refused(*asked, "--num-fit", "20")
+    assert "too small for 9 steps" in assert_refused("calibrate", "fashion", "--steps", "9", "--budget", "99")
 
 
 def test_calibrate_matches_the_real_images_of_a_world(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,10 +21,11 @@ from logsnr.models.fingerprint import fingerprint
 from logsnr.models.pipeline import denoiser_of, encode_prompts, latent_shape
 from logsnr.schedules.families import VE, Flow, scaled_linear
 from logsnr.schedules.grids import DATA, karras
-from logsnr.solvers.calibrate import calibrate, calibrate_denoiser, price
+from logsnr.solvers.calibrate import ANALYTIC, calibrate, calibrate_denoiser
 from logsnr.solvers.config import CalibrateConfig, SampleConfig
 from logsnr.solvers.fit import errors, roll
 from logsnr.solvers.plan import plan_nodes, snap_nodes
+from logsnr.solvers.price import price, within
 from logsnr.solvers.reference import Model, make_reference
 from logsnr.solvers.refine import evaluations
 from logsnr.solvers.sample import make_solver, sample, sample_steps
@@ -145,6 +147,39 @@ def test_the_table_is_never_worse_than_what_is_sampled_today(found):
     assert record["error_after"] == record["error_before"] == record["error_now"]
     assert table.analytic == Analytic(2, "midpoint")
     assert sigma_list(table.levels(SCHEDULE)) == pytest.approx(sigma_list(own))
+
+
+def test_what_is_advised_without_calibration_is_a_rival(found):
+    assert {"order 3 heun corrected/log-snr-early", "order 2 midpoint/table"} <= found[1]["gate"].keys()
+
+
+def test_the_levels_alone_are_measured_as_they_are_printed(found):
+    """``grid_only`` is the best analytic solver on the levels of the table, on the noises of the gate."""
+    table, record = found
+    unseen, model = noise(CONFIG)[-CONFIG.num_gate :], Model(RING, SCHEDULE, (2,), None)
+    fine = make_reference(model, unseen, torch.arange(len(unseen)), CONFIG.reference_steps)
+    pasted = [replace(table, coefficients=(), analytic=solver) for solver in ANALYTIC[: CONFIG.rivals]]
+    measured = min(float(errors(solve(each, SCHEDULE, unseen), fine).mean()) for each in pasted)
+    assert record["grid_only"] == pytest.approx(measured, rel=1e-6)
+    gained = record["error_before"] - record["error_after"]
+    assert record["grid_share"] == pytest.approx((record["error_before"] - measured) / gained)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("steps", [1, 3, 5, 8, 10, 20])
+def test_a_budget_is_spent_and_not_exceeded(steps, guided):
+    made = within(CalibrateConfig(steps=steps, seed=7), 6000, guided=guided)
+    assert (made.steps, made.seed) == (steps, 7)
+    assert 0.85 * 6000 < price(made, guided=guided) <= 6000
+
+
+def test_a_large_budget_buys_rounds_and_a_small_one_is_refused():
+    config = CalibrateConfig(steps=8)
+    assert within(config, 3000, guided=False).rounds == 1 < within(config, 50_000, guided=False).rounds
+    with pytest.raises(InputError, match="a budget of 400 is too small for 8 steps: give at least") as refused:
+        within(config, 400, guided=False)
+    needed = int(str(refused.value).rsplit(" ", 1)[1])
+    assert price(within(config, needed, guided=False), guided=False) == needed
 
 
 def test_planned_nodes_are_distinct_and_start_at_the_noise(reference):
@@ -313,7 +348,7 @@ def test_a_solver_that_left_the_finite_numbers_does_not_win(monkeypatch):
     table, record = calibrate_denoiser(RING, SCHEDULE, noise(QUICK), config=QUICK)
     assert record["gate"]["calibrated"] == math.inf
     assert record["winner"] != "calibrated"
-    assert record["error_after"] == record["error_before"] < 1
+    assert record["error_after"] == min(record["gate"].values()) <= record["error_before"] < 1
     assert table.analytic is not None
     monkeypatch.setattr("logsnr.solvers.calibrate._rivals", lambda *_: [])
     with pytest.raises(InputError, match="every solver left the finite numbers"):
@@ -371,7 +406,11 @@ def test_a_pipeline_is_calibrated_and_served(calibrated_pipe, tmp_path):
     assert len(made.levels) == 4
     assert 0 < record["network_evaluations"] <= price(TINY, guided=True)
     assert record["error_after"] <= record["error_now"]
-    assert load_table(path).record["error_now"] == record["error_now"]
+    kept = load_table(path).record
+    assert kept["error_now"] == record["error_now"]
+    assert kept["gate"] == {name: value for name, value in record["gate"].items() if math.isfinite(value)}
+    assert kept["config"]["seed"] == TINY.seed
+    assert kept["version"] == version("logsnr")
 
 
 def test_a_scheduler_that_cannot_make_the_steps_is_no_rival():

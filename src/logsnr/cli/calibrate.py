@@ -28,6 +28,8 @@ class Calibrate(Console):
     """The guidance that will be served, by default that of `sample`: `sample --solver` takes the table at no other."""
     negative: str = ""
     """The prompt that guidance leads away from, as it will be served."""
+    budget: int | None = None
+    """Most samples through the network, such as 3000; it chooses all that follows --out but steps and seed."""
     calibration: Annotated[CalibrateConfig, tyro.conf.arg(name="")] = field(default_factory=CalibrateConfig)
     match: Flag = False
     """Then move the table's numbers until the images have the features of real ones: for worlds with their data."""
@@ -40,27 +42,38 @@ class Calibrate(Console):
 
     def run(self) -> int:
         from logsnr.evaluation.matching import price as price_of_matching
-        from logsnr.solvers.calibrate import price
+        from logsnr.solvers.price import price
 
         if not 0 <= self.guidance_scale < float("inf"):
             raise InputError(
                 f"guidance_scale is {self.guidance_scale}: use 1 for none, more to follow the prompt closer"
             )
         check_writable(self.out)
-        target = self.out / f"solver-{self.calibration.steps}.json"
-        guided = self.guidance_scale > 1
-        cost = price(self.calibration, guided=guided)
+        config, guided = self._config(), self.guidance_scale > 1
+        target = self.out / f"solver-{config.steps}.json"
+        cost = price(config, guided=guided)
         if self.match:
-            cost += price_of_matching(self.calibration.steps, self.matching, guided=guided)
+            cost += price_of_matching(config.steps, self.matching, guided=guided)
         self.say(f"calibration costs up to {cost} network evaluations")
         if self.dry_run:
             self.result({"network_evaluations": cost, "would_write": [str(target)]}, [f"would write {target}"])
             return 0
-        values = self._calibrate(target)
+        values = self._calibrate(config, target)
         self.result(values, _lines(values))
         return 0
 
-    def _calibrate(self, target: Path) -> dict[str, Any]:
+    def _config(self) -> CalibrateConfig:
+        """The configuration as given, or what the budget pays for."""
+        from logsnr.solvers.price import within
+
+        given = self.calibration
+        if self.budget is None:
+            return given
+        if given != CalibrateConfig(steps=given.steps, seed=given.seed):
+            raise InputError("a budget chooses the sizes of a calibration: give --budget, or sizes, not both")
+        return within(given, self.budget, guided=self.guidance_scale > 1)
+
+    def _calibrate(self, config: CalibrateConfig, target: Path) -> dict[str, Any]:
         from tqdm.auto import tqdm
 
         from logsnr.evaluation.matching import match
@@ -77,7 +90,7 @@ class Calibrate(Console):
             prompts,
             guidance_scale=self.guidance_scale,
             negative=self.negative,
-            config=self.calibration,
+            config=config,
             progress=progress,
         )
         if real:
@@ -134,8 +147,10 @@ def _lines(values: dict[str, Any]) -> list[str]:
             f"Frechet distance to real images {after:.4g}, before matching {before:.4g} (held out)",
             *lines[1:],
         ]
+    share = values["grid_share"]
     if values["grid_only"] is not None:
-        lines.append(f"the planned levels alone, with an analytic solver: {values['grid_only']:.4f}")
+        gained = "" if share is None else f", {share:.0%} of the gain over the best analytic solver"
+        lines.append(f"these levels alone, with an analytic solver: {values['grid_only']:.4f}{gained}")
     return [
         *lines,
         f"sigma / alpha: {', '.join(f'{float(value):.5g}' for value in values['sigmas'])}",

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from importlib.metadata import version
 from itertools import pairwise
 from typing import Any
 
@@ -28,7 +29,7 @@ from logsnr.solvers.config import CalibrateConfig, SampleConfig
 from logsnr.solvers.fit import Fit, Run, errors, grid_of, roll, to_table
 from logsnr.solvers.plan import plan_nodes, snap_nodes
 from logsnr.solvers.reference import Model, Progress, Reference, make_reference
-from logsnr.solvers.refine import evaluations, refine
+from logsnr.solvers.refine import refine
 from logsnr.solvers.sample import make_grid
 from logsnr.solvers.table import Analytic, SolverTable
 
@@ -41,6 +42,8 @@ ANALYTIC = (
 )
 NOW = "order 2 midpoint/scheduler"
 """The default solver on the levels of the pipeline's own scheduler."""
+ADVISED = ("log-snr-early", ANALYTIC[4])
+"""What is advised without calibration, on its grid."""
 
 
 @torch.no_grad()
@@ -78,25 +81,16 @@ def calibrate_denoiser(
     selection = {name: _mean(errors(run[0], seen)[config.num_fit :]) for name, (_, run) in fits.items()}
     best = min(selection, key=lambda name: selection[name])
     fit = refine(model, seen, *fits[best], config.num_fit, rows[:training], config.rounds, progress)
+    rivals = _rivals(seen, config, own, fit.levels)
     tables = {"calibrated": to_table(fit)} | {
-        name: SolverTable(**grid_of(levels), analytic=solver) for name, levels, solver in _rivals(seen, config, own)
+        name: SolverTable(**grid_of(levels), analytic=solver) for name, levels, solver in rivals
     }
-    record = {name: _error(model, unseen, table, rows[training:]) for name, table in tables.items()}
-    winner = min(record, key=lambda name: record[name])
-    if math.isinf(record[winner]):
+    gate = {name: _error(model, unseen, table, rows[training:]) for name, table in tables.items()}
+    winner = min(gate, key=lambda name: gate[name])
+    if math.isinf(gate[winner]):
         raise InputError("every solver left the finite numbers: calibrate for more steps, or check the network")
-    same_grid = [record[name] for name in record if name.endswith("/planned")]
-    return tables[winner], {
-        "gate": record,
-        "winner": winner,
-        "grid": best,
-        "grid_only": min(same_grid) if same_grid else None,
-        "error_now": record.get(NOW),
-        "error_before": min(value for name, value in record.items() if name != "calibrated"),
-        "error_after": record[winner],
-        "selection": selection,
-        "network_evaluations": model.network_evaluations,
-    }
+    record = {"gate": gate, "winner": winner, "grid": best, **_summary(gate, winner), "selection": selection}
+    return tables[winner], record | {"network_evaluations": model.network_evaluations}
 
 
 def calibrate(
@@ -135,19 +129,32 @@ def calibrate(
         guidance_scale=guidance_scale,
         negative=negative,
         prompts=hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16],
-        record={name: value for name, value in record.items() if isinstance(value, float) and math.isfinite(value)},
+        record=_finite(record) | {"config": asdict(config), "version": version("logsnr")},
     )
     return named, record
 
 
-def price(config: CalibrateConfig, *, guided: bool) -> int:
-    """The most samples that a calibration sends through the network, known before it starts."""
-    total = config.num_fit + config.num_selection + config.num_gate
-    training = config.num_fit + config.num_selection
-    fitting = training * config.steps * len(_starts(config))
-    fitting += evaluations(config.steps, config.num_fit, training, config.rounds)
-    gate = config.num_gate * config.steps * (2 + len(ANALYTIC[: config.rivals]) * len(config.grids))
-    return (total * (config.reference_steps + 1) + fitting + gate) * (2 if guided else 1)
+def _summary(gate: dict[str, float], winner: str) -> dict[str, float | None]:
+    """The errors that a reader asks for first, and the share of the gain that the table's levels alone have."""
+    own = min((error for name, error in gate.items() if name.endswith("/table")), default=None)
+    known = [error for name, error in gate.items() if name != "calibrated" and not name.endswith("/table")]
+    before, after = min(known, default=math.inf), gate[winner]
+    share = (before - own) / (before - after) if own is not None and after < before < math.inf else None
+    return {
+        "grid_only": own,
+        "grid_share": share,
+        "error_now": gate.get(NOW),
+        "error_before": before,
+        "error_after": after,
+    }
+
+
+def _finite(value: Any) -> Any:
+    """The same without what JSON does not have."""
+    if isinstance(value, dict):
+        kept = {name: _finite(inner) for name, inner in value.items()}
+        return {name: inner for name, inner in kept.items() if inner is not None}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _check_varied(reference: Reference) -> None:
@@ -172,7 +179,7 @@ def _own_levels(pipe: Pipeline, schedule: Schedule, steps: int) -> list[Level] |
         return None
 
 
-def _starts(config: CalibrateConfig) -> list[str]:
+def starts(config: CalibrateConfig) -> list[str]:
     """What is rolled and fitted: every grid at the middle ridge, and the planned one at the others."""
     return [*config.grids, *[f"planned/{ridge:g}" for ridge in config.ridges[1:]]]
 
@@ -181,7 +188,7 @@ def _candidates(
     model: Model, seen: Reference, config: CalibrateConfig, progress: Progress
 ) -> dict[str, tuple[Fit, Run]]:
     rows, fits = torch.arange(seen.states.shape[1]), {}
-    for name in progress(_starts(config)):
+    for name in progress(starts(config)):
         grid, _, ridge = name.partition("/")
         value = float(ridge) if ridge else config.ridges[0]
         fits[name] = roll(model, seen, _nodes(grid, seen, config), config.num_fit, value, rows)
@@ -195,13 +202,22 @@ def _nodes(grid: str, reference: Reference, config: CalibrateConfig) -> tuple[in
 
 
 def _rivals(
-    reference: Reference, config: CalibrateConfig, own: Sequence[Level] | None
+    reference: Reference, config: CalibrateConfig, own: Sequence[Level] | None, levels: Sequence[Level]
 ) -> list[tuple[str, Sequence[Level], Analytic]]:
-    """Every analytic solver on every grid, the planned one included, and the default one on the own levels."""
-    grids = {grid: [reference.levels[node] for node in _nodes(grid, reference, config)] for grid in config.grids}
-    solvers = ANALYTIC[: config.rivals]
+    """Every analytic solver on every known grid and on the table's own ``levels``, and what needs no calibration.
+
+    That is the advised solver on its grid, and the default one on the levels that are visited today.
+    """
+    known = {grid: _snapped(grid, reference, config.steps) for grid in config.grids if grid != "planned"}
+    solvers = [(solver, grid) for grid in [*known, "table"] for solver in ANALYTIC[: config.rivals]]
     today = [(NOW, own[:-1], ANALYTIC[0])] if own else []
-    return [*((f"{_name(solver)}/{grid}", grids[grid], solver) for grid in grids for solver in solvers), *today]
+    known |= {ADVISED[0]: _snapped(ADVISED[0], reference, config.steps), "table": levels}
+    rivals = dict.fromkeys([*solvers, ADVISED[::-1]])
+    return [*((f"{_name(solver)}/{grid}", known[grid], solver) for solver, grid in rivals), *today]
+
+
+def _snapped(grid: str, reference: Reference, steps: int) -> list[Level]:
+    return [reference.levels[node] for node in snap_nodes(grid, reference, steps)]
 
 
 def _name(solver: Analytic) -> str:

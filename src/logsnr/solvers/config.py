@@ -82,7 +82,10 @@ class CalibrateConfig:
     """Further ones, used for nothing else, on which the fit must beat the analytic solvers and `sample` as it is."""
     reference_steps: int = 60
     """Steps of the fine reference that everything is compared with (order 3, equal in log-SNR)."""
-    grids: tuple[Literal["planned", "log-snr", "karras", "beta", "tangent"], ...] = ("planned", "tangent")
+    grids: tuple[Literal["planned", "log-snr", "log-snr-early", "karras", "beta", "tangent"], ...] = (
+        "planned",
+        "tangent",
+    )
     """Grids to fit on: "planned" is computed from the reference's local errors, the others are those of `sample`."""
     ridges: tuple[float, ...] = (1e-5,)
     """Strengths of the pull towards the analytic coefficients: the first for all grids, more for "planned" alone."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import torch
@@ -11,10 +10,8 @@ from torch import Tensor
 
 from logsnr.core.errors import InputError
 from logsnr.schedules.families import VariancePreserving
-from logsnr.schedules.grids import beta_quantiles, karras, tangent, uniform_log_snr
+from logsnr.schedules.grids import beta_quantiles, early_log_snr, karras, tangent, uniform_log_snr
 from logsnr.solvers.reference import END, Reference
-
-Grid = Literal["planned", "log-snr", "karras", "beta", "tangent"]
 
 
 def plan_nodes(reference: Reference, steps: int, fitted: int, ridge: float) -> tuple[int, ...]:
@@ -102,6 +99,7 @@ def snap_nodes(grid: str, reference: Reference, steps: int) -> tuple[int, ...]:
     values = np.array([level.log_snr for level in reference.levels[infinite:]])
     maker = {
         "log-snr": uniform_log_snr,
+        "log-snr-early": early_log_snr,
         "karras": karras,
         "beta": beta_quantiles,
         "tangent": partial(tangent, data_std=reference.data_std),

@@ -52,7 +52,7 @@ class SolverTable:
     guidance_scale: float = 1.0
     negative: str = ""
     prompts: str = ""
-    record: dict[str, float] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
     format: str = FORMAT
 
     def __post_init__(self) -> None:
