@@ -22,7 +22,20 @@ from logsnr.cli.main import main
 from logsnr.core.artifact import write_json
 
 TINY = ("--num-fit", "4", "--num-selection", "2", "--num-gate", "2", "--reference-steps", "8", "--rivals", "1")
-BUDGET = ("--calls", "40", "--batch-size", "8", "--curve-levels", "4", "--curve-batches", "2", "--levels", "4")
+BUDGET = (
+    "--calls",
+    "44",
+    "--batch-size",
+    "8",
+    "--curve-levels",
+    "4",
+    "--curve-batches",
+    "2",
+    "--levels",
+    "4",
+    "--ode-steps",
+    "1",
+)
 
 
 def called(*arguments: str) -> tuple[int, str, str]:
@@ -159,8 +172,9 @@ def test_information_prints_values_with_their_errors(tmp_path: Path) -> None:
         "network_calls",
         "plot",
     } <= values.keys()
-    assert {"convention", "mutual_information_stderr", "protocol"} <= values.keys()
-    assert values["network_calls"] <= 40
+    assert {"convention", "mutual_information_stderr", "protocol", "noise_information"} <= values.keys()
+    assert {"nats_ode", "bits_per_dim_ode", "bits_per_dim_ode_stderr"} <= values.keys()
+    assert values["network_calls"] <= 44
     assert values["sample_evaluations"] == 8 * values["network_calls"]
     assert [row["mmse"] for row in values["mmse"]] == sorted((row["mmse"] for row in values["mmse"]), reverse=True)
     assert values["bits_per_dim_stderr"] > 0

@@ -98,7 +98,7 @@ def test_impossible_protocols_are_refused(wrong: dict[str, int]) -> None:
 @pytest.mark.parametrize(
     ("budget", "complaint"),
     [
-        ({"calls": 319}, "319 calls are too few: the curve takes 240 and .* 80; give at least 320"),
+        ({"calls": 399}, "399 calls are too few: the curve takes 240, the ODE 80 and .* 80; give at least 400"),
         ({"batch_size": 41}, "120 images are too few for the curve's 3 batches of 41"),
     ],
 )

@@ -1,6 +1,7 @@
 """Information measures against mixtures and Gaussians whose answers are known by quadrature."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -99,7 +100,7 @@ def profile():
     data = points.repeat_interleave(4096, 0)
     draws = MIXTURE.sample(20000, seed=3)
     data = data[torch.randperm(len(data), generator=torch.Generator().manual_seed(0))]
-    config = InformationConfig(calls=2000, batch_size=4096, curve_levels=40, curve_batches=5, levels=300)
+    config = InformationConfig(calls=2000, batch_size=4096, curve_levels=40, curve_batches=5, levels=300, ode_steps=0)
     return data, information_profile(MIXTURE, data, SCHEDULE, fit_gaussian(draws), log_snr_range=RANGE, config=config)
 
 
@@ -226,6 +227,24 @@ def test_a_gaussian_reference_of_gaussian_data_leaves_nothing_to_measure():
     config = InformationConfig(calls=200, batch_size=64, curve_levels=10, curve_batches=2, levels=40)
     found = information_profile(exact, data, Flow(), known, log_snr_range=(-10.0, 10.0), config=config)
     assert (found.nll + exact.log_prob(data[: len(found.nll)])).abs().max() < 1e-8
+    assert found.noise_information == pytest.approx(known.information(10.0) - known.information(-10.0), rel=1e-3)
+
+
+def test_the_profile_holds_the_likelihood_by_the_ode_within_its_calls():
+    known = gaussian([4.0, 0.25, 1e-3])
+    exact = GaussianMixture(torch.ones(1).double(), torch.zeros(1, 3).double(), known.variances[None])
+    data = exact.sample(128, seed=2)
+    config = InformationConfig(calls=300, batch_size=64, curve_levels=10, curve_batches=2, levels=40, ode_steps=40)
+    found = information_profile(exact, data, Flow(), known, log_snr_range=(-10.0, 10.0), config=config)
+    smoothed = replace(exact, variances=exact.variances + math.exp(-10))  # samples at the clean end hold its noise
+    assert (found.nll_ode + smoothed.log_prob(data[:64])).abs().max() < 1e-3
+    assert found.negative_log_likelihood_ode.value == pytest.approx(float(found.nll_ode.mean()))
+    assert found.network_calls == 20 + 4 * 40 + 2 * 40 <= 300
+    without = replace(config, ode_steps=0)
+    found = information_profile(exact, data, Flow(), known, log_snr_range=(-10.0, 10.0), config=without)
+    assert found.nll_ode is found.negative_log_likelihood_ode is None
+    with pytest.raises(InputError, match="ode_steps is -1"):
+        replace(config, ode_steps=-1)
 
 
 def test_the_tail_of_the_reference_is_what_lies_outside():

@@ -66,12 +66,17 @@ class Information(Console):
 def _lines(values: dict[str, Any]) -> list[str]:
     low, high = values["log_snr_range"]
     label, entropy = values["mutual_information"], values["label_entropy"]
+    ode = []
+    if "nats_ode" in values:
+        bits = f"{values['bits_per_dim_ode']:.4f} +- {values['bits_per_dim_ode_stderr']:.4f} bits per latent dimension"
+        ode = [f"by the probability-flow ODE, with the noise of the range's clean end: {bits}"]
     excess = ": the excess is the unlabelled prediction's own error" if label > entropy else ""
     return [
         f"{values['bits_per_dim']:.4f} +- {values['bits_per_dim_stderr']:.4f} bits per latent dimension "
         f"({values['nats']:.1f} +- {values['nats_stderr']:.1f} nats in {values['dimensions']} dimensions)",
         f"{label:.3f} +- {values['mutual_information_stderr']:.3f} nats about the label, whose entropy is "
         f"{entropy:.3f}{excess}",
+        *ode,
         f"{values['convention']}",
         f"trained range of log-SNR {low:.2f} to {high:.2f}; the reference's tails outside it supply "
         f"{values['reference_tail_nats_per_dim']:.3f} nats per dimension",

@@ -122,7 +122,7 @@ def judged(pipe: Pipeline, world: World, num_images: int) -> Part:
 
 def known(pipe: Pipeline, world: World) -> Part:
     """What the network knows about its data, from few calls: the error curve, with and without the label."""
-    config = InformationConfig(calls=160, batch_size=32, curve_levels=20, curve_batches=2, levels=20)
+    config = InformationConfig(calls=160, batch_size=32, curve_levels=20, curve_batches=2, levels=20, ode_steps=0)
     try:
         train, test = world.source.measuring()
     except MissingError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -57,12 +58,12 @@ def pipeline_information(
 
 def _needed(config: InformationConfig, available: int) -> int:
     """Samples that the budget can use."""
-    curve, batch = 2 * config.curve_levels * config.curve_batches, 2 * config.levels
-    batches = (config.calls - curve) // batch
+    curve, batch, ode = 2 * config.curve_levels * config.curve_batches, 2 * config.levels, 4 * config.ode_steps
+    batches = (config.calls - curve - ode) // batch
     if batches < 1:
         raise InputError(
-            f"{config.calls} calls are too few: the curve takes {curve} and one batch of the integrals {batch}; "
-            f"give at least {curve + batch}, or fewer curve levels, curve batches or levels"
+            f"{config.calls} calls are too few: the curve takes {curve}, the ODE {ode} and one batch of the integrals "
+            f"{batch}; give at least {curve + ode + batch}, or fewer curve levels, curve batches, levels or ODE steps"
         )
     if available < config.curve_batches * config.batch_size:
         raise InputError(
@@ -74,7 +75,7 @@ def _needed(config: InformationConfig, available: int) -> int:
 
 def information_values(profile: InformationProfile) -> dict[str, Any]:
     """The profile as JSON values, each with its standard error and its convention."""
-    curve, label = profile.curve, profile.mutual_information
+    curve, label, ode = profile.curve, profile.mutual_information, profile.negative_log_likelihood_ode
     values = {
         "mmse": _rows(curve),
         "mmse_given_label": _rows(profile.conditional) if profile.conditional else None,
@@ -83,12 +84,16 @@ def information_values(profile: InformationProfile) -> dict[str, Any]:
         **_named("nats", profile.negative_log_likelihood),
         **_named("nats_per_dim", _scaled(profile.negative_log_likelihood, 1 / curve.dimension)),
         **_named("bits_per_dim", profile.bits_per_dim),
+        "noise_information": profile.noise_information,
         "log_snr_range": list(profile.log_snr_range),
         "reference_tail_nats_per_dim": profile.tail / curve.dimension,
         "samples": len(profile.nll),
         "network_calls": profile.network_calls,
         "sample_evaluations": profile.sample_evaluations,
     }
+    if ode:
+        values |= {**_named("nats_ode", ode), "samples_ode": len(profile.nll_ode)}
+        values |= _named("bits_per_dim_ode", _scaled(ode, 1 / (curve.dimension * math.log(2))))
     return {**values, **_named("mutual_information", label)} if label else values
 
 

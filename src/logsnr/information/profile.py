@@ -20,6 +20,7 @@ from logsnr.core.random import generator
 from logsnr.core.types import Denoiser
 from logsnr.information.config import InformationConfig
 from logsnr.information.curve import MMSECurve, mmse_curve, noise_like, squared_error
+from logsnr.information.likelihood import nll_ode
 from logsnr.information.reference import Gaussian
 from logsnr.models.denoiser import Conditioning, select_rows
 from logsnr.schedules.schedule import Schedule, levels_of
@@ -41,12 +42,15 @@ class InformationProfile:
 
     ``nll`` (n,) and ``label_information`` (n,) are per sample; ``conditional`` and ``label_information`` are None for a
     model without labels. ``tail`` is what the reference's analytic tails outside ``log_snr_range`` add to ``nll``.
+    ``nll_ode`` (batch,) is -log p of the first batch by the probability-flow ODE, the data taken as samples at the
+    clean end of that range; None where no step was asked for.
     """
 
     curve: MMSECurve
     conditional: MMSECurve | None
     nll: Tensor
     label_information: Tensor | None
+    nll_ode: Tensor | None
     log_snr_range: tuple[float, float]
     tail: float
     network_calls: int
@@ -56,6 +60,16 @@ class InformationProfile:
     def negative_log_likelihood(self) -> Estimate:
         """Mean -log p(x), an estimate of the entropy from above."""
         return _estimate(self.nll)
+
+    @property
+    def negative_log_likelihood_ode(self) -> Estimate | None:
+        """Mean -log p(x) by the probability-flow ODE."""
+        return None if self.nll_ode is None else _estimate(self.nll_ode)
+
+    @property
+    def noise_information(self) -> float:
+        """Mutual information of data and noisy data that is gained over ``log_snr_range``, from the curve."""
+        return self.curve.information(*self.log_snr_range)
 
     @property
     def bits_per_dim(self) -> Estimate:
@@ -106,6 +120,20 @@ class _Run:
         free, told, known = (torch.stack(column) for column in zip(*rows, strict=True))
         return free, told, known
 
+    def nll_ode(self, batch: slice, ends: tuple[float, float], config: InformationConfig) -> Tensor:
+        """-log p (n,) of a batch without labels, by the probability-flow ODE."""
+        cond, steps = self._given(batch, labelled=False), config.ode_steps
+        return nll_ode(
+            self.denoiser,
+            self.data[batch],
+            self.schedule,
+            self.reference,
+            cond=cond,
+            log_snr_range=ends,
+            steps=steps,
+            seed=config.seed,
+        )
+
     def _given(self, batch: slice, *, labelled: bool) -> Conditioning | None:
         if self.cond is None:
             return None
@@ -136,12 +164,14 @@ def information_profile(
     config = config or InformationConfig()
     run = _Run(denoiser, schedule, data, cond, reference)
     price = 2 if run.labelled else 1
-    batches = (config.calls - price * config.curve_levels * config.curve_batches) // (price * config.levels)
+    fixed = price * config.curve_levels * config.curve_batches + 4 * config.ode_steps
+    batches = (config.calls - fixed) // (price * config.levels)
     batches = min(batches, len(data) // config.batch_size)
     if batches < 1 or len(data) < config.curve_batches * config.batch_size:
         raise InputError(
             f"{config.calls} calls and {len(data)} samples are too few for batches of {config.batch_size} at "
-            f"{config.curve_levels} and {config.levels} levels: give more, or smaller batches and fewer levels"
+            f"{config.curve_levels} and {config.levels} levels and {config.ode_steps} steps of the ODE: give more, or "
+            "smaller batches and fewer levels and steps"
         )
     work = iter(progress(range(config.curve_batches + batches)))
     free, told, known = _curves(run, config, log_snr_range, work)
@@ -153,13 +183,13 @@ def information_profile(
         nll.append(ours)
         label.append(labels)
     list(work)
-    dimension = reference.dimension
-    calls = price * (config.curve_levels * config.curve_batches + config.levels * batches)
+    dimension, calls = reference.dimension, fixed + price * config.levels * batches
     return InformationProfile(
         mmse_curve(points, list(free), dimension),
         mmse_curve(points, list(told), dimension) if run.labelled else None,
         torch.cat(nll),
         torch.cat(label) if run.labelled else None,
+        run.nll_ode(slice(config.batch_size), log_snr_range, config) if config.ode_steps else None,
         log_snr_range,
         reference.tail(*log_snr_range),
         calls,
