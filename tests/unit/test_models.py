@@ -19,7 +19,7 @@ from logsnr.models.ema import averaged
 from logsnr.models.fingerprint import fingerprint
 from logsnr.models.pipeline import check_pipeline, decode_latents, denoiser_of, encode_prompts, open_pipeline
 from logsnr.models.text import build_text_encoder, build_tokenizer, token_ids
-from logsnr.schedules.families import scaled_linear
+from logsnr.schedules.families import Flow, scaled_linear
 
 LEVEL = Level(0.5, 0.8, 0.6)
 
@@ -111,6 +111,13 @@ def test_the_text_encoder_reads_word_order() -> None:
     encoder = build_text_encoder(tokenizer, width=16, layers=1).eval()
     text = encoder(token_ids(tokenizer, ["dark bag", "bag dark"]))
     assert not torch.allclose(text.pooler_output[0], text.pooler_output[1])
+
+
+def test_a_network_of_noise_is_asked_nothing_where_no_data_is_left() -> None:
+    denoiser = NetworkDenoiser(linear_network, Flow(), "eps", lambda at: at.t)
+    with pytest.raises(InputError, match="an eps network cannot start at alpha = 0"):
+        denoiser(torch.ones(1, 1, 2, 2), Flow().level(1.0))
+    assert denoiser.nfe == 0
 
 
 def test_an_average_follows_with_the_decay_it_was_given() -> None:

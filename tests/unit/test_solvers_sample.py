@@ -196,6 +196,12 @@ def test_shipped_tables_are_closer_to_the_fine_solution_than_the_worlds_own_sche
         assert error(SampleConfig(solver=Path(f"fashion/{calls}"))) < 0.75 * error(SampleConfig(steps=calls))
 
 
+def test_a_table_that_leaves_the_trained_range_is_warned_of(tmp_path):
+    far = SolverTable((-12.0, 1.0), analytic=Analytic(1)).save(tmp_path / "far.json")
+    with pytest.warns(UserWarning, match="log-SNR -12 is outside the range"):
+        make_run(tiny_sd(), scaled_linear(), SampleConfig(solver=far))
+
+
 def test_the_folder_of_a_world_is_found_by_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(table, "_WORLDS", tmp_path)
     made = SolverTable((-3.0, 1.0), analytic=Analytic(2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -447,6 +448,23 @@ def test_levels_may_be_given_explicitly() -> None:
     scheduler.set_timesteps(sigmas=[10.0, 3.0, 0.5, 0.0])
     assert scheduler.sigmas.tolist() == pytest.approx([10, 3, 0.5, 0])
     assert scheduler.num_inference_steps == len(scheduler.timesteps) == 3
+
+
+@pytest.mark.parametrize(
+    ("stock", "last"),
+    [(diffusers.DDIMScheduler(), 999.0), (diffusers.EDMEulerScheduler(sigma_max=60.0), math.log(60) / 4)],
+    ids=lambda value: type(value).__name__,
+)
+def test_levels_outside_the_trained_range_are_warned_of_and_told_as_its_end(stock: Any, last: float) -> None:
+    scheduler = SNRScheduler.from_config(stock.config)
+    with pytest.warns(UserWarning, match=r"log-SNR -12.4\d is outside the range .*: it is told the end of that range"):
+        scheduler.set_timesteps(sigmas=[500.0, 20.0, 1.0])
+    assert float(scheduler.timesteps[0]) == pytest.approx(last)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scheduler.set_timesteps(sigmas=[20.0, 1.0])
+        for steps in (1, 3, 20):
+            scheduler.set_timesteps(steps)
 
 
 @pytest.mark.parametrize(

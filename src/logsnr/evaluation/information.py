@@ -91,7 +91,7 @@ def information_values(profile: InformationProfile) -> dict[str, Any]:
         "network_calls": profile.network_calls,
         "sample_evaluations": profile.sample_evaluations,
     }
-    if ode:
+    if ode and profile.nll_ode is not None:
         values |= {**_named("nats_ode", ode), "samples_ode": len(profile.nll_ode)}
         values |= _named("bits_per_dim_ode", _scaled(ode, 1 / (curve.dimension * math.log(2))))
     return {**values, **_named("mutual_information", label)} if label else values

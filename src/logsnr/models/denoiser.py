@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from logsnr.core.types import Level, Prediction
-from logsnr.schedules.prediction import Kind, predict
+from logsnr.schedules.prediction import Kind, check_start, predict
 from logsnr.schedules.schedule import Schedule
 
 Tree = Mapping[str, Any]
@@ -49,7 +49,12 @@ class NetworkDenoiser:
         self._doubled: tuple[Conditioning, Tree] | None = None
 
     def __call__(self, xt: Tensor, level: Level, cond: Conditioning | None = None) -> Prediction:
-        """Prediction at a level for xt (n, ...); cond rows match xt's."""
+        """Prediction at a level for xt (n, ...); cond rows match xt's.
+
+        Raises:
+            InputError: the network predicts noise, and at this level alpha is 0.
+        """
+        check_start(self.kind, level)
         timestep = torch.tensor(self.timestep_of(level), dtype=torch.float32, device=xt.device)
         self.nfe += 1
         if cond is None or cond.unconditional is None or self.guidance_scale <= 1:

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from logsnr.core.types import Denoiser, Level, Prediction
-from logsnr.schedules.schedule import Schedule, levels_of
+from logsnr.schedules.schedule import Schedule, levels_of, trained_range
 
 
 class Rescheduled:
@@ -50,8 +49,7 @@ class Rescheduled:
     @cached_property
     def trained_range(self) -> tuple[float, float]:
         """The least and the greatest log-SNR that the network was trained on."""
-        low, high = self.trained.log_snr(torch.tensor([1.0, self.trained.t_min], dtype=torch.float64)).tolist()
-        return low, high
+        return trained_range(self.trained)
 
     def __call__(self, xt: Tensor, level: Level, cond: Any = None) -> Prediction:
         """Prediction at a level of ``schedule`` for xt (n, ...)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -99,6 +100,25 @@ def levels_of(schedule: Schedule, log_snr: Sequence[float]) -> list[Level]:
     """
     points = torch.tensor(log_snr, dtype=torch.float64)
     return _levels(schedule.t_of(points), *schedule.coefficients(points))
+
+
+def trained_range(schedule: Schedule) -> tuple[float, float]:
+    """The least and the greatest log-SNR that a network of a schedule was trained on; infinite at exact ends."""
+    low, high = schedule.log_snr(torch.tensor([1.0, schedule.t_min], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def warn_outside(schedule: Schedule, levels: Sequence[Level]) -> None:
+    """Warn once of noisy levels outside the range that a network was trained on: it is told the end of that range."""
+    low, high = trained_range(schedule)
+    margin = 1e-3  # the levels of other programs are rounded
+    outside = [at.log_snr for at in levels if at.sigma and not low - margin <= at.log_snr <= high + margin]
+    if outside:
+        warnings.warn(
+            f"log-SNR {outside[0]:.4g} is outside the range ({low:.4g}, {high:.4g}) that the network was trained on: "
+            "it is told the end of that range; visit levels inside it",
+            stacklevel=3,
+        )
 
 
 def _levels(*columns: Tensor) -> list[Level]:

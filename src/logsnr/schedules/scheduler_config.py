@@ -84,9 +84,13 @@ def _check_mapped(config: Mapping[str, Any]) -> None:
 
 
 def timestep_of(config: Mapping[str, Any], level: Level) -> float:
-    """What the network of a configuration is told at a level: its timestep, or EDM's log(sigma / alpha) / 4."""
+    """What the network of a configuration is told at a level: its timestep, or EDM's log(sigma / alpha) / 4.
+
+    Outside the range that it was trained on it is told the end of that range.
+    """
     if is_edm(config):
-        return -level.log_snr / 8
+        least, most = (math.log(config[name]) / 4 for name in ("sigma_min", "sigma_max"))
+        return min(max(-level.log_snr / 8, least), most)
     total = int(config.get("num_train_timesteps", 1000))
     return level.t * total if is_flow(config) else max(0.0, round(level.t * total - 1, 6))
 

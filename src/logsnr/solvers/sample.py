@@ -18,7 +18,7 @@ from logsnr.models.fingerprint import fingerprint
 from logsnr.models.pipeline import Pipeline, decode_latents, denoiser_of, encode_prompts, latent_shape, network_of
 from logsnr.schedules.grids import GRIDS
 from logsnr.schedules.prediction import check_start
-from logsnr.schedules.schedule import Schedule
+from logsnr.schedules.schedule import Schedule, warn_outside
 from logsnr.schedules.scheduler_config import rule_of, scheduler_grid
 from logsnr.solvers.config import SampleConfig
 from logsnr.solvers.exponential import Exponential, check_coarse
@@ -98,10 +98,13 @@ def make_run(pipe: Pipeline, schedule: Schedule, config: SampleConfig) -> tuple[
     if config.solver:
         table = load_table(config.solver)
         table.check_model(fingerprint(network_of(pipe)), config.guidance_scale, config.negative)
-        return table.levels(schedule), table.solver()
+        levels = table.levels(schedule)
+        warn_outside(schedule, levels)
+        return levels, table.solver()
     grid, solver = make_grid(schedule, pipe.scheduler, config), make_solver(config)
     rule = rule_of(pipe.scheduler.config) if config.grid == "scheduler" else config.grid
     check_coarse(solver.order, solver.linear, rule, config.steps)
+    warn_outside(schedule, grid)
     return grid, solver
 
 

@@ -22,7 +22,7 @@ from logsnr.core.types import Level
 from logsnr.schedules import origins, scheduler_config
 from logsnr.schedules.grids import GRIDS, grid_of_noise
 from logsnr.schedules.prediction import Kind, check_start
-from logsnr.schedules.schedule import Schedule
+from logsnr.schedules.schedule import Schedule, warn_outside
 from logsnr.solvers.exponential import Exponential, check_coarse
 from logsnr.solvers.limits import limit_of
 from logsnr.solvers.noise import seeds_of, step_noise
@@ -209,6 +209,7 @@ class SNRScheduler(SchedulerMixin, ConfigMixin):
         else:
             raise InputError("set_timesteps needs a number of steps, timesteps or sigmas: pass one of them")
         check_start(self.kind, self.levels[0])
+        warn_outside(self.schedule, self.levels)
         self.num_inference_steps = len(self.levels) - 1
         self._rest(0)
         self._stops = [visit.level for visit in self._visits]
