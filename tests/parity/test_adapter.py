@@ -89,6 +89,19 @@ def test_a_pipeline_with_the_scheduler_is_saved_and_loaded_whole(tmp_path: Any, 
     assert json.loads((tmp_path / "scheduler" / "scheduler_config.json").read_text())["_class_name"] == "SNRScheduler"
 
 
+@pytest.mark.parametrize("maker", MAKERS)
+def test_every_pipeline_is_saved_and_loaded_whole(tmp_path: Any, maker: str) -> None:
+    pipe = getattr(pipelines, maker)()
+    pipe.scheduler = SNRScheduler.from_config(pipe.scheduler.config, rho=0.5, corrector=True)
+    pipe.save_pretrained(tmp_path)
+    absent = {name: None for name, part in pipe.components.items() if part is None}
+    again = type(pipe).from_pretrained(tmp_path, **absent)
+    again.set_progress_bar_config(disable=True)
+    for each in (pipe, again):
+        each.scheduler.set_seeds([3, 11])
+    assert torch.equal(made(again), made(pipe))
+
+
 def test_a_table_comes_from_a_file_and_travels_with_the_pipeline(tmp_path: Any) -> None:
     (tmp_path / "solver.json").write_text(json.dumps(TABLE))
     config = tiny_sd().scheduler.config
@@ -242,8 +255,9 @@ def test_generator_lists_are_drawn_from_a_row_each() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_half_precision_pipeline_keeps_its_precision(dtype: torch.dtype) -> None:
-    pipe = tiny_sd3()
+@pytest.mark.parametrize("maker", ["tiny_sd", "tiny_sdxl", "tiny_sd3", "tiny_pixart"])
+def test_a_half_precision_pipeline_keeps_its_precision(maker: str, dtype: torch.dtype) -> None:
+    pipe = getattr(pipelines, maker)()
     pipe.scheduler = SNRScheduler.from_config(pipe.scheduler.config, rho=0.5)
     pipe.scheduler.set_seeds([3, 11])
     whole = made(pipe)
