@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.interpolate import CubicSpline
 
 from logsnr.core.errors import InputError
 from logsnr.core.types import Level
@@ -16,7 +17,7 @@ from logsnr.information.likelihood import nll_ode
 from logsnr.information.profile import information_profile
 from logsnr.information.reference import Gaussian, fit_gaussian
 from logsnr.models.denoiser import Conditioning
-from logsnr.schedules.families import VE, Flow, LinearLogSNR
+from logsnr.schedules.families import VE, Cosine, Flow, LinearLogSNR, LinearVP, Trig
 
 MIXTURE = GaussianMixture(
     torch.tensor([0.3, 0.5, 0.2], dtype=torch.float64),
@@ -65,6 +66,20 @@ def exact() -> MMSECurve:
 @pytest.mark.parametrize("snr", [1, 10, 100, 1000])
 def test_half_the_integral_of_the_error_is_the_information(exact, snr):
     assert exact.information(-16, math.log(snr)) == pytest.approx(true_information(snr), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "schedule", [LinearVP(), Cosine(), Flow(), VE(1e-4, 100.0), Trig()], ids=lambda schedule: type(schedule).__name__
+)
+def test_the_bound_in_any_schedules_time_is_the_gain_of_information(exact, schedule):
+    """Half the integral of error x snr g^2 / sigma^2 over time is I(snr at its end) - I(snr at its start)."""
+    low, high = -6.0, 6.0
+    first, last = schedule.t_of(torch.tensor([high, low], dtype=torch.float64)).tolist()
+    times = torch.linspace(first, last, 8001, dtype=torch.float64)
+    log_snr, rate = schedule.log_snr(times), (schedule.diffusion(times) / schedule.sigma(times)).square()
+    error = torch.from_numpy(CubicSpline(exact.log_snr, exact.mmse)(log_snr.numpy()))
+    bound = float(torch.trapezoid(0.5 * error * log_snr.exp() * rate, times))
+    assert bound == pytest.approx(true_information(math.exp(high)) - true_information(math.exp(low)), abs=3e-5)
 
 
 def test_the_slope_of_the_information_is_half_the_error():
