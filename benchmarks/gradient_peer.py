@@ -4,8 +4,8 @@
 
 The same numbers as in our tables (levels, and up to six coefficients a step), from the best of the analytic starts,
 trained by Adam on the mean error of the sample; the best of its checkpoints on the selection set is tested on the
-noises of solvers.py. Beside it, on the same noises: our calibration at full price and within 3,000 evaluations, as
-there, and at less than a tenth of its price, in which a backward pass counts as two evaluations.
+noises of solvers.py. Beside it, on the same noises, our calibration at less than a tenth of its price, in which a
+backward pass counts as two evaluations, and within 3,000 evaluations.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from problems import Problem, fashion
 from record import RESULTS
-from solvers import SEEDS, Trial, errors_of, full, keep, kept, noise_of, quick, ratio_interval
+from solvers import SEEDS, Trial, errors_of, keep, kept, noise_of, quick, ratio_interval
 from torch import Tensor
 
 import logsnr
@@ -139,7 +139,7 @@ def tenth(calls: int) -> CalibrateConfig:
 
 
 def run(problem: Problem, seed: int, calls: int) -> dict[str, Any]:
-    """Errors and costs of one seed: the gradient-trained solver, and ours at three prices."""
+    """Errors and costs of one seed: the gradient-trained solver, and ours at two prices."""
     with torch.no_grad():
         trial = Trial(problem, seed)
     fit, cost = train(problem, trial.first + 700_000, calls)
@@ -147,7 +147,7 @@ def run(problem: Problem, seed: int, calls: int) -> dict[str, Any]:
         test, fine = trial.tested
         made = fit.run(test, torch.arange(len(fine.final)), fine.states[0])[0]
         found = {LEARNED: {"errors": errors_of(made, fine), **cost}}
-        for name, config in (("", full), (", a tenth of the price", tenth), (" quickly", quick)):
+        for name, config in ((", a tenth of the price", tenth), (" quickly", quick)):
             row, _ = trial.calibrated(config(calls))
             price = row.pop("network_evaluations")
             found[f"ours, calibrated{name}"] = {
