@@ -103,7 +103,7 @@ def picture_of_rho(found: dict[str, Any]) -> None:
         shown = [row for row in rows if row["calls"] == calls]
         points, values = ([row[name] for row in shown] for name in ("rho", "frechet_distance"))
         axes.plot(points, values, marker="o", label=f"{calls} evaluations")
-    axes.set(yscale="log", xlabel="rho", ylabel="Frechet distance")
+    axes.set(ylim=(0, None), xlabel="rho", ylabel="Frechet distance")
     axes.legend()
     figure.savefig(IMAGES / "fashion-rho.png", dpi=120)
 
