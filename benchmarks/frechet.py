@@ -7,14 +7,17 @@ Distances are in the second judge's features to the moments of the 60,000 real t
 the same noise with the same prompts (guidance 1), and are made on other noises: "calibrated" knows the network alone;
 "matched" has its numbers moved towards real images in the first judge's features, and so is each peer's "grid by
 distance", the best of all grids by the same measure on the same noises, then searched like all searched grids. The
-plain rows of the peers have their searched grid of the least paired error.
+plain rows of the peers have their searched grid of the least paired error. Every row is kept in runs/solvers/, so that
+hours can be done in pieces; ``--briefly`` leaves out the dear rows that are not there yet: grids by distance, and the
+fine solution.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
+import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -23,7 +26,8 @@ import torch
 from peers import PEERS, Peer
 from problems import fashion
 from record import RESULTS
-from solvers import OPTIMISED, Run, Trial, exponential, full, grids_of, noise_of
+from safetensors.torch import load_file, save_file
+from solvers import OPTIMISED, Run, Trial, exponential, full, grids_of, kept, noise_of
 from torch import Tensor
 
 import logsnr
@@ -41,11 +45,12 @@ from logsnr.solvers.config import SampleConfig
 from logsnr.solvers.exponential import Exponential
 from logsnr.solvers.reference import END, Model
 from logsnr.solvers.sample import sample
-from logsnr.solvers.table import SolverTable
+from logsnr.solvers.table import SolverTable, load_table
 from logsnr.worlds.load import load_world
 
 NUM_IMAGES, FIRST, BATCH, FINE = 5000, 20_000_000, 500, 40
 MATCH = MatchConfig()
+BY_DISTANCE = ", grid by distance"
 RHO, RHO_IMAGES = (0.0, 0.3, 0.6, 1.0), 2000
 
 
@@ -93,63 +98,84 @@ class Bench:
         return match_features(model, noise, table, seen, self.chosen_by, MATCH)
 
 
-def compare(bench: Bench, calls: int) -> None:
+class Rows:
+    """The features and notes of every method at one number of calls, and our calibrated table, kept as they come."""
+
+    def __init__(self, calls: int):
+        place = kept("fashion", calls, 10, "-frechet")
+        self.notes_path, self.features_path = place, place.with_suffix(".safetensors")
+        self.features: dict[str, Tensor] = load_file(self.features_path) if self.features_path.exists() else {}
+        self.notes: dict[str, dict[str, Any]] = json.loads(place.read_text()) if place.exists() else {}
+
+    def add(self, name: str, note: dict[str, Any], features: Tensor) -> None:
+        """Keep one more method."""
+        self.features[name], self.notes[name] = features.contiguous(), note
+        self.features_path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(self.features, self.features_path)
+        write_json(self.notes_path, self.notes)
+        print(name, note.get("grid"), flush=True)
+
+
+def compare(bench: Bench, calls: int, *, briefly: bool) -> None:
     """Distances of ours, of three peers, and of the fine solution at one number of calls."""
-    start, trial = time.monotonic(), Trial(bench.problem, seed=10)
-    features: dict[str, Tensor] = {}
-    notes: dict[str, dict[str, Any]] = {}
-    table, record = trial.table(full(calls))
-    paired, matched = trial.first + 700_000, trial.first + 800_000
-    tables = {"ours, calibrated": (table, {"grid": record["winner"], "noises": paired})}
-    moved, found = bench.matched(table, matched)
-    tables["ours, matched"] = (moved, {"grid": "matched", "noises": matched, **found})
-    unit = trial.model.unit
-    for name, (made, note) in tables.items():
-        notes[name], features[name] = note, bench.features(exponential(made.solver()), made.levels(unit))
-    early = early_log_snr(unit, calls)
-    notes["ours, default"] = {"grid": "log-snr-early"}
-    features["ours, default"] = bench.features(exponential(Exponential(3, corrector=True)), early)
+    trial, rows = Trial(bench.problem, seed=10), Rows(calls)
+    unit, matched = trial.model.unit, trial.first + 800_000
+    if "ours, matched" not in rows.features:
+        table, record = trial.table(full(calls))
+        moved, found = bench.matched(table, matched)
+        notes = {
+            "ours, calibrated": {"grid": record["winner"], "noises": trial.first + 700_000, "table": asdict(table)}
+        }
+        notes["ours, matched"] = {"grid": "matched", "noises": matched, **found}
+        for name, made in {"ours, calibrated": table, "ours, matched": moved}.items():
+            rows.add(name, notes[name], bench.features(exponential(made.solver()), made.levels(unit)))
+    ours = load_table(rows.notes["ours, calibrated"]["table"]).levels(unit)
+    if "ours, default" not in rows.features:
+        early = early_log_snr(unit, calls)
+        features = bench.features(exponential(Exponential(3, corrector=True)), early)
+        rows.add("ours, default", {"grid": "log-snr-early"}, features)
     for peer in (peer for peer in PEERS if peer.name in OPTIMISED):
-        for suffix, (name, grid) in peer_grids(bench, trial, peer, calls, table.levels(unit), matched).items():
-            notes[peer.name + suffix] = {"grid": name}
-            features[peer.name + suffix] = bench.features(peer.run, grid)
-    fine = uniform_log_snr(unit, FINE, end=END)
-    notes["fine"], features["fine"] = {"grid": f"{FINE} calls"}, bench.features(exponential(Exponential(3)), fine)
-    report(bench, calls, features, notes, round(time.monotonic() - start))
+        if peer.name in rows.features and (briefly or peer.name + BY_DISTANCE in rows.features):
+            continue
+        for suffix, (name, grid) in peer_grids(bench, trial, peer, calls, ours, matched, briefly=briefly).items():
+            rows.add(peer.name + suffix, {"grid": name}, bench.features(peer.run, grid))
+    if not briefly and "fine" not in rows.features:
+        fine = uniform_log_snr(unit, FINE, end=END)
+        rows.add("fine", {"grid": f"{FINE} calls"}, bench.features(exponential(Exponential(3)), fine))
+    report(bench, calls, rows)
 
 
 def peer_grids(
-    bench: Bench, trial: Trial, peer: Peer, calls: int, ours: list[Level], first: int
+    bench: Bench, trial: Trial, peer: Peer, calls: int, ours: list[Level], first: int, *, briefly: bool
 ) -> dict[str, tuple[str, list[Level]]]:
     """The peer's searched grid of least paired error, and its searched grid of least distance to real images."""
     grids = grids_of(bench.problem, trial.model, calls, trial.seen, trial.error) | {"calibrated": ours}
     errors = {name: trial.selection_error(peer, grid) for name, grid in grids.items()}
     by_error = min(errors, key=lambda name: errors[name])
     grids["searched"] = trial.searched_grid(peer, grids[by_error])
+    made = {"": (f"searched from {by_error}", grids["searched"])}
+    if briefly:
+        return made
     found = {name: bench.chosen_distance(peer.run, grid, first, MATCH.num_fit) for name, grid in grids.items()}
     by_distance = min(found, key=lambda name: found[name])
     score = partial(bench.chosen_distance, peer.run, first=first, count=MATCH.num_fit // 2)
     closest = trial.searched_grid(peer, grids[by_distance], score)
-    return {
-        "": (f"searched from {by_error}", grids["searched"]),
-        ", grid by distance": (f"searched from {by_distance}", closest),
-    }
+    return made | {BY_DISTANCE: (f"searched from {by_distance}", closest)}
 
 
-def report(
-    bench: Bench, calls: int, features: dict[str, Tensor], notes: dict[str, dict[str, Any]], seconds: int
-) -> None:
+def report(bench: Bench, calls: int, kept_rows: Rows) -> None:
     """Write the distances, with ours over the best scheduler's."""
-    rows: list[dict[str, Any]] = []
-    for name, found in features.items():
-        rows.append({"method": name, "calls": calls, "frechet_distance": bench.distance(found), **notes[name]})
+    features, rows = kept_rows.features, []
+    for name, note in kept_rows.notes.items():
+        shown = {key: value for key, value in note.items() if key != "table"}
+        rows.append({"method": name, "calls": calls, "frechet_distance": bench.distance(features[name]), **shown})
         print(rows[-1], flush=True)
     peers = [row for row in rows if row["method"] != "fine" and not row["method"].startswith("ours")]
     best = min(peers, key=_distance)["method"]
     ours = [name for name in features if name.startswith("ours")]
     ratios = {name: [best, *interval(bench, features[name], features[best])] for name in ours}
-    found = {"rows": rows, "ratios": ratios, "floor": bench.real.floor, "seconds": seconds}
-    write_json(RESULTS / "solvers" / f"fashion-frechet-{calls}.json", found)
+    path = RESULTS / "solvers" / f"fashion-frechet-{calls}.json"
+    write_json(path, {"rows": rows, "ratios": ratios, "floor": bench.real.floor})
     print(ratios, flush=True)
 
 
@@ -190,10 +216,11 @@ def _distance(row: dict[str, Any]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", nargs="+", type=int, default=[])
+    parser.add_argument("--briefly", action="store_true")
     parser.add_argument("--rho", nargs="+", type=int, default=[])
     chosen, bench = parser.parse_args(), Bench()
     for calls in chosen.calls:
-        compare(bench, calls)
+        compare(bench, calls, briefly=chosen.briefly)
     if chosen.rho:
         against_rho(bench, chosen.rho)
 

@@ -124,7 +124,7 @@ def main() -> None:
         "frechet": "second judge's features of 5,000 images to those of the 60,000 real training images; `matched` and "
         "the peers' `grid by distance` were chosen on other noises by the first judge's features of real images, the "
         "other rows without any; ratios are to the best row of the three schedulers; intervals over images, one "
-        "calibration",
+        "calibration; at 8 neither UniPC 3's grid by distance nor the fine solution was run",
         "gradient-trained": "the same numbers by Adam through the network, and ours at two prices on the same noises",
         "rho": "order 2 midpoint on the levels of the model's own scheduler, no guidance, first 2,000 test seeds",
         "mixtures": "exact denoisers under EDM's schedule, float64",
