@@ -149,7 +149,9 @@ def _lines(values: dict[str, Any]) -> list[str]:
         ]
     share = values["grid_share"]
     if values["grid_only"] is not None:
-        gained = "" if share is None else f", {share:.0%} of the gain over the best analytic solver"
+        gained = (
+            "" if share is None else f", {share:.0%} of the gain" if share > 0 else ", no gain without coefficients"
+        )
         lines.append(f"these levels alone, with an analytic solver: {values['grid_only']:.4f}{gained}")
     return [
         *lines,
