@@ -149,9 +149,7 @@ def _lines(values: dict[str, Any]) -> list[str]:
         ]
     share = values["grid_share"]
     if values["grid_only"] is not None:
-        gained = (
-            "" if share is None else f", {share:.0%} of the gain" if share > 0 else ", no gain without coefficients"
-        )
+        gained = f", {share:.0%} of the gain" if share and share > 0 else ""
         lines.append(f"these levels alone, with an analytic solver: {values['grid_only']:.4f}{gained}")
     return [
         *lines,
