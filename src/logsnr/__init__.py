@@ -9,8 +9,11 @@ if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
     from logsnr.core.types import Level
+    from logsnr.erasure.config import EraseConfig
+    from logsnr.erasure.erase import erase
     from logsnr.information.config import InformationConfig
     from logsnr.information.profile import information_profile
+    from logsnr.models.delta import Delta
     from logsnr.schedules.schedule import Schedule
     from logsnr.solvers.calibrate import calibrate
     from logsnr.solvers.config import CalibrateConfig, SampleConfig
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CalibrateConfig": "logsnr.solvers.config",
+    "Delta": "logsnr.models.delta",
+    "EraseConfig": "logsnr.erasure.config",
     "FitConfig": "logsnr.train.config",
     "InformationConfig": "logsnr.information.config",
     "Level": "logsnr.core.types",
@@ -32,6 +37,7 @@ _HOMES = {
     "Schedule": "logsnr.schedules.schedule",
     "SchedulerMixin": "diffusers.schedulers.scheduling_utils",
     "calibrate": "logsnr.solvers.calibrate",
+    "erase": "logsnr.erasure.erase",
     "explain": "logsnr.solvers.explain",
     "fit": "logsnr.train.loop",
     "information_profile": "logsnr.information.profile",
@@ -42,6 +48,8 @@ _HOMES = {
 
 __all__ = [
     "CalibrateConfig",
+    "Delta",
+    "EraseConfig",
     "FitConfig",
     "InformationConfig",
     "Level",
@@ -50,6 +58,7 @@ __all__ = [
     "Schedule",
     "SchedulerMixin",
     "calibrate",
+    "erase",
     "explain",
     "fit",
     "information_profile",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from logsnr.cli.console import Console, Model, check_writable
+from logsnr.core.errors import InputError
 from logsnr.evaluation.config import QualityConfig
 from logsnr.solvers.config import SampleConfig
 
@@ -21,16 +22,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Console):
-    """Measure a world: accuracy by two judges, of styles too, Frechet distance with its floor, precision and recall."""
+    """Measure a world: accuracy by two judges, of styles too, Frechet distance with its floor, precision and recall.
+
+    Or measure what an erasure took away, and what it should not have.
+    """
 
     model: Model
     """An embedded world (fashion, emoji), or a folder that `train` made."""
-    protocol: Literal["quality"] = "quality"
-    """What to measure."""
+    protocol: Literal["quality", "erasure"] = "quality"
+    """What to measure; erasure compares the model before and after its deltas, from the same seeds."""
+    delta: tuple[Path, ...] = ()
+    """Deltas to apply first, in this order: folders that `erase` made."""
     quality: Annotated[QualityConfig, tyro.conf.arg(name="")] = field(default_factory=QualityConfig)
     sampling: Annotated[SampleConfig, tyro.conf.arg(name="")] = field(default_factory=SampleConfig)
     out: Path | None = None
-    """Folder for result.json; without it nothing is written."""
+    """Folder for result.json, and for the report and pictures of an erasure; without it nothing is written."""
 
     def run(self) -> int:
         from logsnr.core.artifact import write_json
@@ -38,23 +44,59 @@ class Evaluate(Console):
         if self.out:
             check_writable(self.out)
         start = time.monotonic()
-        values = self._measure()
+        values = self._measure() if self.protocol == "quality" else self._compare()
         values["seconds"] = round(time.monotonic() - start, 1)
         if self.out:
             write_json(self.out / "result.json", values)
-        self.result(values, _lines(values))
+        self.result(values, _lines(values) if self.protocol == "quality" else _erasure_lines(values))
         return 0
+
+    def _compare(self) -> dict[str, Any]:
+        """The erasure protocol, with its report and pictures where there is a folder for them."""
+        from logsnr.evaluation.erasure import class_labels, erasure_figures, judged
+        from logsnr.evaluation.erasure_report import write_report
+        from logsnr.evaluation.quality import describe, make_images
+        from logsnr.models.delta import Delta
+        from logsnr.solvers.sample import sample
+        from logsnr.worlds.load import load, load_world
+
+        if not self.delta:
+            raise InputError("the erasure protocol compares a model before and after: say --delta DIR")
+        world, pipe = load_world(self.model), load(self.model)
+        deltas = [Delta.from_pretrained(folder) for folder in self.delta]
+        targets = [target for delta in deltas for target in delta.record.targets]
+        erased = class_labels(targets, world.captions.names)
+        judge = world.judge(second=True)
+        prompts, labels = world.source.ask(self.quality.num_images, held_out=self.quality.held_out)
+
+        def make(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+            return sample(pipe, prompts, seeds=seeds, config=self.sampling).images
+
+        before = make_images(make, prompts, self.quality, self._tell)
+        for delta in deltas:
+            delta.merge(pipe)
+        after = make_images(make, prompts, self.quality, self._tell)
+        names = [found[0] for found in world.captions.names]
+        values = erasure_figures(judged(judge, before, labels), judged(judge, after, labels), erased, names)
+        more = {"model": self.model, "sampling": asdict(self.sampling), "targets": targets}
+        values["protocol"] = {**describe(self.quality, **more), "name": "erasure", "judge": "second"}
+        if self.out:
+            write_report(self.out, values, before, after, labels, names)
+        return values
 
     def _measure(self) -> dict[str, Any]:
         from logsnr.data.labelled import take_all
         from logsnr.evaluation.pairs import measure_samples, pair_figures
         from logsnr.evaluation.quality import Judges, describe, reference
+        from logsnr.models.delta import Delta
         from logsnr.solvers.sample import sample
         from logsnr.worlds.load import load, load_world
 
         world = load_world(self.model)
         judges = Judges(world.judge(), world.judge(second=True))
         pipe = load(self.model)
+        for folder in self.delta:
+            Delta.from_pretrained(folder).merge(pipe)
         train, test = world.source.measuring()
         real = reference(judges.second, train, test)
 
@@ -69,7 +111,8 @@ class Evaluate(Console):
             found = pair_figures(judges.second, items["image"], items["label"], items["style"])
             measured |= {f"real_{name}": value for name, value in found.items()}
         data = world.source.describe()
-        protocol = describe(self.quality, model=self.model, sampling=asdict(self.sampling), data=data)
+        more = {"deltas": [str(folder) for folder in self.delta]} if self.delta else {}
+        protocol = describe(self.quality, model=self.model, sampling=asdict(self.sampling), data=data, **more)
         return {**measured, "real_test_accuracy": real.test_accuracy, "protocol": protocol}
 
     def _tell(self, done: int, total: int) -> None:
@@ -101,3 +144,26 @@ def _pair_lines(values: dict[str, Any]) -> list[str]:
         f"{found['style_accuracy_second']:.4f} (second judge)"
         for what, found in (("trained pairs", values), (f"{unseen['num_images']} of pairs never seen", unseen))
     ] + [f"  {group}: {share:.4f}" for group, share in values["per_group"].items()]
+
+
+def _erasure_lines(values: dict[str, Any]) -> list[str]:
+    protocol, before = values["protocol"], values["before"]
+    return [
+        f"erased, not recognised: {values['esr1']:.4f} (before {before['esr1']:.4f}), relative "
+        f"{_share(values['relative_esr1'])}, worst {_share(values['worst_erased_relative_esr1'])}",
+        f"kept, recognised: {values['psr1']:.4f} (before {before['psr1']:.4f}), relative "
+        f"{_share(values['relative_psr1'])}, worst {_share(values['worst_kept_relative_psr1'])}",
+        f"Frechet drift of kept images {values['frechet_drift']:.4f} (two halves of those before: "
+        f"{values['frechet_between_halves_before']:.4f})",
+        f"confidence in what is drawn instead, over that in kept images: {values['off_target_quality']:.3f}",
+        *(
+            f"  {name}: {found['accuracy_before']:.3f} -> {found['accuracy']:.3f}{' (erased)' * found['erased']}"
+            for name, found in values["per_concept"].items()
+        ),
+        f"{protocol['num_images']} images from seed {protocol['first_seed']} each, "
+        f"{protocol['sampling']['steps']} evaluations, {values['seconds']} s",
+    ]
+
+
+def _share(value: float | None) -> str:
+    return "unknown: the model drew no such concept" if value is None else f"{value:.4f}"

@@ -15,6 +15,7 @@ import tyro
 from logsnr.cli.calibrate import Calibrate
 from logsnr.cli.demo import Demo
 from logsnr.cli.doctor import Doctor
+from logsnr.cli.erase import Erase
 from logsnr.cli.evaluate import Evaluate
 from logsnr.cli.explain import Explain
 from logsnr.cli.information import Information
@@ -29,6 +30,7 @@ Verb = (
     | Annotated[Information, _subcommand("information")]
     | Annotated[Calibrate, _subcommand("calibrate")]
     | Annotated[Train, _subcommand("train")]
+    | Annotated[Erase, _subcommand("erase")]
     | Annotated[Evaluate, _subcommand("evaluate")]
     | Annotated[Demo, _subcommand("demo")]
     | Annotated[Doctor, _subcommand("doctor")]

@@ -22,6 +22,8 @@ class Sample(Console):
     prompt: str
     """What to show."""
     sampling: Annotated[SampleConfig, tyro.conf.arg(name="")] = field(default_factory=SampleConfig)
+    delta: tuple[Path, ...] = ()
+    """Deltas to apply first, in this order: folders that `erase` made."""
     seeds: str = "0"
     """Seeds, one an image: 0-7,12."""
     out: Path = Path("out")
@@ -33,11 +35,14 @@ class Sample(Console):
 
     def run(self) -> int:
         from logsnr.core.random import parse_seeds
+        from logsnr.models.delta import Delta
         from logsnr.worlds.load import load
 
         seeds = parse_seeds(self.seeds)
         check_writable(self.out)
         pipe = load(self.model)
+        for folder in self.delta:
+            Delta.from_pretrained(folder).merge(pipe)
         if self.dry_run:
             return self._dry_run(pipe, seeds)
         return self._sample(pipe, seeds)
@@ -73,6 +78,7 @@ class Sample(Console):
 
         return {
             "model": self.model,
+            "deltas": [str(folder) for folder in self.delta],
             "prompt": self.prompt,
             "seeds": seeds,
             "sampling": to_dict(self.sampling),

@@ -66,6 +66,13 @@ class NetworkDenoiser:
         without, given = both.chunk(2)
         return predict(self.kind, xt, without.lerp(given, self.guidance_scale), level)
 
+    def output(self, xt: Tensor, level: Level, cond: Tree) -> Tensor:
+        """What the network itself says at a level, without guidance: its own kind of prediction, like xt."""
+        self.nfe += 1
+        self.network_evaluations += len(xt)
+        timestep = torch.tensor(self.timestep_of(level), dtype=torch.float32, device=xt.device)
+        return self.network(xt, timestep, **cond)
+
     def _both(self, cond: Conditioning) -> Tree:
         """The unconditional and the conditional rows under each other; kept while the conditioning stays the same."""
         if self._doubled is None or self._doubled[0] is not cond:
@@ -88,3 +95,14 @@ def select_rows(tree: Tree, rows: Tensor | slice) -> dict[str, Any]:
     return {
         name: value[rows] if isinstance(value, Tensor) else select_rows(value, rows) for name, value in tree.items()
     }
+
+
+def num_rows(tree: Tree) -> int:
+    """How many samples a tree of tensors is for."""
+    value = next(iter(tree.values()))
+    return len(value) if isinstance(value, Tensor) else num_rows(value)
+
+
+def split_tree(tree: Tree, size: int) -> list[dict[str, Any]]:
+    """A tree in parts of at most ``size`` rows."""
+    return [select_rows(tree, slice(first, first + size)) for first in range(0, num_rows(tree), size)]

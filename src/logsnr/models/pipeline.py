@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusion3Pipeline, StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers.utils import logging as transformers_logging
 
 from logsnr.core.errors import BrokenError, InputError, MissingError, UnsupportedError
@@ -100,16 +101,23 @@ def _from_hub(name: str) -> Any:
         ) from error
 
 
-def denoiser_of(pipe: Pipeline, *, guidance_scale: float = 1.0, replay: bool = False) -> NetworkDenoiser:
+def denoiser_of(
+    pipe: Pipeline,
+    *,
+    guidance_scale: float = 1.0,
+    replay: bool = False,
+    weights: Mapping[str, Tensor] | None = None,
+) -> NetworkDenoiser:
     """The pipeline's network with the schedule, prediction kind and time map that it was trained with.
 
     ``replay`` lets a small network run as a recorded graph after some calls of one shape, and read the many zeros of an
-    absent T5 once; the numbers are the same. Neither touches the pipeline.
+    absent T5 once; the numbers are the same. ``weights`` stand for the network's own parameters of the same names: two
+    models that differ in them share all others. Neither touches the pipeline.
     """
     config = pipe.scheduler.config
     schedule, kind = from_scheduler_config(config), kind_of(config)
-    network, module = _network(pipe)
-    if replay and is_plain(module):
+    network, module = _network(pipe, weights)
+    if replay and weights is None and is_plain(module):
         wrap = partial(replaying, module)
         length = _length_before_zeros(pipe)
         network = zeros_once(module, network, wrap, length=length) if length else wrap(network)
@@ -121,22 +129,23 @@ def network_of(pipe: Pipeline) -> nn.Module:
     return pipe.transformer if isinstance(pipe, StableDiffusion3Pipeline) else pipe.unet
 
 
-def _network(pipe: Pipeline) -> tuple[Callable[..., Tensor], nn.Module]:
+def component_of(pipe: Pipeline) -> str:
+    """The name that the denoising network has in the pipeline."""
+    return "transformer" if isinstance(pipe, StableDiffusion3Pipeline) else "unet"
+
+
+def _network(pipe: Pipeline, weights: Mapping[str, Tensor] | None) -> tuple[Callable[..., Tensor], nn.Module]:
     """The network as a function of (xt, timestep, **cond) in its own precision, and the module behind it."""
-    if isinstance(pipe, StableDiffusion3Pipeline):
-        transformer, dtype = pipe.transformer, pipe.transformer.dtype
+    module: Any = network_of(pipe)
+    dtype, joint = module.dtype, isinstance(pipe, StableDiffusion3Pipeline)  # dtype looks through all parameters: once
 
-        def joint(xt: Tensor, timestep: Tensor, **cond: Any) -> Tensor:
-            inputs = xt.to(dtype)
-            return transformer(inputs, timestep=timestep.expand(len(xt)), return_dict=False, **cond)[0].to(xt.dtype)
+    def call(xt: Tensor, timestep: Tensor, **cond: Any) -> Tensor:
+        inputs, given = xt.to(dtype), {"timestep": timestep.expand(len(xt)) if joint else timestep, **cond}
+        given["return_dict"] = False
+        output = module(inputs, **given) if weights is None else functional_call(module, dict(weights), inputs, given)
+        return output[0].to(xt.dtype)
 
-        return joint, transformer
-    unet, dtype = pipe.unet, pipe.unet.dtype  # a look-up through all parameters: once, not in every step
-
-    def cross(xt: Tensor, timestep: Tensor, **cond: Any) -> Tensor:
-        return unet(xt.to(dtype), timestep, return_dict=False, **cond)[0].to(xt.dtype)
-
-    return cross, unet
+    return call, module
 
 
 def _length_before_zeros(pipe: Pipeline) -> int | None:

@@ -61,6 +61,10 @@ class Batch:
         """Integers in [low, high), (rows, *shape)."""
         return self._cut(torch.randint(low, high, (self._num_rows, *shape), generator=self._generator))
 
+    def shared(self) -> float:
+        """One uniform draw in [0, 1) that every row of the step has, in all micro-batches and processes."""
+        return float(torch.rand((), generator=self._generator))
+
     def _cut(self, draws: Tensor) -> Tensor:
         return draws[self._rows].to(self._device)
 

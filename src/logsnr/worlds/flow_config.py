@@ -16,7 +16,7 @@ class FlowDenoiserConfig:
     layers: int = 5
     heads: int = 4
     width: int = 128
-    patch_size: int = 1
+    patch_size: int = 2
     latent_channels: int = 4
     latent_size: int = 8
     text_widths: tuple[int, int] = (96, 32)

@@ -85,6 +85,11 @@ def find_model(model: str | Path) -> str | Path:
     return WORLDS.get(name, model)
 
 
+def is_world(model: str | Path) -> bool:
+    """Whether a model is an embedded world, or a folder that ``train`` made: one with judges beside it."""
+    return (Path(find_model(model)) / "judge").is_dir()
+
+
 def load_world(model: str | Path) -> World:
     """The world of a name, or of a folder that ``train`` made.
 
@@ -94,7 +99,7 @@ def load_world(model: str | Path) -> World:
         BrokenError: it does not say by which recipe it was trained.
     """
     folder = Path(find_model(model))
-    if not (folder / "judge").is_dir():
+    if not is_world(model):
         raise MissingError(
             f"{model} is no world, it has no judges beside it: use {', '.join(WORLDS)} or a `train` result"
         )

@@ -1,0 +1,185 @@
+"""``logsnr erase``: a small delta that takes concepts out of a model and keeps the others."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from tqdm.auto import tqdm
+
+from logsnr.cli.console import Console, Flag, Model, check_writable, peak_memory_mb, stop_on_signals
+from logsnr.core.errors import InputError
+from logsnr.erasure.config import EraseConfig, preset
+
+if TYPE_CHECKING:
+    from logsnr.models.delta import Delta
+    from logsnr.models.pipeline import Pipeline
+
+_OPTIONS = ("anchor", "preserved", "modules", "learning_rate", "adversary", "loss_weighting")
+_RUN = ("steps", "batch_size", "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Erase(Console):
+    """Erase concepts from a model: a delta for `sample --delta`, with what it cost; `evaluate --delta` measures it."""
+
+    model: Model
+    """An embedded world (fashion, emoji), a diffusers folder, a .safetensors file or a hub id."""
+    target: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = ()
+    """Concepts to erase, as bare names."""
+    method: str = "eap"
+    """eap (adversarial preservation), eap-paper (as released), esd, esd-x0, esd-preserve or uce."""
+    config: Path | None = None
+    """A JSON file of any options of EraseConfig, over those of the method; the options below come after it."""
+    anchor: str | None = None
+    """The prompt that a target is led towards; "" by default."""
+    preserved: tuple[str, ...] | None = None
+    """Prompts that closed forms and a fixed adversary hold in place."""
+    modules: tuple[str, ...] | None = None
+    """Parameters to edit: xattn, xattn-kv, selfattn, noxattn, notime, full, or regular expressions."""
+    learning_rate: float | None = None
+    """How fast the network is edited: the main strength."""
+    adversary: str | None = None
+    """Who chooses the concept to hold in place: gumbel, exhaustive, random, pgd, fixed or none."""
+    loss_weighting: str | None = None
+    """Whether errors are those of the noise (epsilon), of clean data (x0), or min_snr."""
+    steps: int | None = None
+    """Steps of training."""
+    batch_size: int | None = None
+    """Targets in one step."""
+    seed: int | None = None
+    """Seed of everything that is drawn."""
+    list_candidates: Flag = False
+    """Print what the adversary may choose from, nearest first, and what is left out; and stop."""
+    out: Path = Path("out")
+    """Folder of the run; the delta stands in OUT/delta."""
+    resume: Flag = False
+    """Go on from the last checkpoint in OUT."""
+    dry_run: Flag = False
+    """Build everything, train one step, and print evaluations, memory, time and what would be written."""
+
+    def run(self) -> int:
+        from logsnr.worlds.load import load
+
+        config = self._config()
+        check_writable(self.out)
+        if (self.out / "delta").exists():
+            raise InputError(f"{self.out / 'delta'} exists already: choose another --out, or remove it first")
+        pipe, config = load(self.model), _with_words(self.model, config)
+        if self.list_candidates:
+            return self._list(pipe, config)
+        return self._dry_run(pipe, config) if self.dry_run else self._erase(pipe, config)
+
+    def _config(self) -> EraseConfig:
+        """The method's options, then those of the file, then those given."""
+        from logsnr.core.config import from_dict, read_json, to_dict
+
+        found = to_dict(preset(self.method, *(self.target or ("?",))))
+        given: dict[str, Any] = read_json(self.config) if self.config else {}
+        if not isinstance(given, dict) or not all(isinstance(given.get(k, {}), dict) for k in ("run", "candidates")):
+            raise InputError(f"{self.config} is no JSON object of options: write names and values of EraseConfig")
+        options = {name: getattr(self, name) for name in _OPTIONS if getattr(self, name) is not None}
+        run = {name: getattr(self, name) for name in _RUN if getattr(self, name) is not None}
+        if self.target:
+            options["targets"] = self.target
+        elif "targets" not in given:
+            raise InputError("there is nothing to erase: say --target NAME, or name targets in --config")
+        merged = {**found, **given, **options}
+        merged["candidates"] = {**found["candidates"], **given.get("candidates", {})}
+        merged["run"] = {**found["run"], **given.get("run", {}), **run, "resume": self.resume}
+        return from_dict(EraseConfig, merged)
+
+    def _erase(self, pipe: Pipeline, config: EraseConfig) -> int:
+        from logsnr.erasure.erase import erase_steps
+
+        start = time.monotonic()
+        config = replace(config, run=replace(config.run, out=self.out / "work"))
+        steps, bar = erase_steps(pipe, config), None
+        with stop_on_signals() as stop:
+            while True:
+                try:
+                    step = next(steps).step
+                except StopIteration as ended:
+                    delta: Delta = ended.value
+                    break
+                bar = bar or tqdm(total=config.run.steps, unit=" steps", disable=self.quiet)
+                bar.update(step - bar.n)
+                if stop:
+                    steps.close()
+                    self.say(f"stopped at step {step}, state saved: add --resume to go on")
+                    return 130
+        if bar:
+            bar.close()
+        delta.save_pretrained(self.out / "delta")
+        values = _values(delta, self.out / "delta", time.monotonic() - start)
+        self.result(values, _lines(delta, values))
+        return 0
+
+    def _list(self, pipe: Pipeline, config: EraseConfig) -> int:
+        from logsnr.erasure.erase import candidates_of
+
+        found = candidates_of(pipe, config)
+        if not found:
+            raise InputError(f"{self.method} searches no candidates: use eap, with the adversary gumbel or exhaustive")
+        lists = {one.target: dict(zip(one.names, one.distances, strict=True)) for one in found}
+        lines = [f"{target}: {name} {gap:.4g}" for target, near in lists.items() for name, gap in near.items()]
+        values = {"candidates": lists, "excluded": list(found[0].excluded)}
+        self.result(values, [*lines, f"left out: {', '.join(found[0].excluded) or 'none'}"])
+        return 0
+
+    def _dry_run(self, pipe: Pipeline, config: EraseConfig) -> int:
+        from logsnr.erasure.erase import erase
+
+        start, first = time.monotonic(), replace(config, run=replace(config.run, steps=1))
+        found = erase(pipe, config=first).record.metrics
+        seconds, spent = time.monotonic() - start, found.get("network_evaluations", 1)
+        whole = found.get("pilot_evaluations", 0) + config.run.steps * found.get("expected_evaluations_a_step", 0)
+        values = {
+            "network_evaluations": round(whole),
+            "seconds_estimated": round(seconds * whole / spent, 1),
+            "memory_mb": peak_memory_mb(),
+            "would_write": [str(self.out / "delta"), str(self.out / "work")],
+        }
+        self.result(values, [f"{name}: {value}" for name, value in values.items()])
+        return 0
+
+
+def _with_words(model: str, config: EraseConfig) -> EraseConfig:
+    """With the words of a world's captions as the vocabulary, less the other names of what is erased."""
+    from logsnr.worlds.load import is_world, load_world
+
+    if config.candidates.vocabulary or not is_world(model):
+        return config
+    captions = load_world(model).captions
+    names = [name for synonyms in captions.names for name in synonyms]
+    words = {word for sentence in captions.all_sentences() for word in sentence.split() if word.isalpha()}
+    kin = {other for found in captions.names if set(found) & set(config.targets) for other in found}
+    found = replace(
+        config.candidates,
+        vocabulary=tuple(dict.fromkeys([*names, *sorted(words)])),
+        exclude=(*config.candidates.exclude, *sorted(kin)),
+    )
+    return replace(config, candidates=found)
+
+
+def _values(delta: Delta, place: Path, seconds: float) -> dict[str, Any]:
+    metrics = delta.record.metrics
+    return {
+        "delta": str(place),
+        "network_evaluations": metrics.get("network_evaluations", 0),
+        "evaluation_equivalents": metrics.get("evaluation_equivalents", 0),
+        "seconds": round(seconds, 1),
+        "candidates": metrics.get("candidates", {}),
+    }
+
+
+def _lines(delta: Delta, values: dict[str, Any]) -> list[str]:
+    numbers = sum(tensor.numel() for tensor in delta.tensors.values())
+    return [
+        f"{', '.join(delta.record.targets)} erased in {len(delta.tensors)} tensors ({numbers:,} numbers)",
+        f"{values['network_evaluations']:,} network evaluations, {values['seconds']} s: {values['delta']}",
+        "what it erased and what it hurt is not measured yet: see logsnr evaluate --protocol erasure",
+    ]

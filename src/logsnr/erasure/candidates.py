@@ -1,0 +1,132 @@
+"""Which concepts the adversary may choose from: near a target in the text encoder, and never the target itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.cluster import KMeans
+from torch import Tensor
+
+from logsnr.core.errors import InputError, MissingError
+from logsnr.erasure.config import CandidateConfig
+from logsnr.models.denoiser import Tree
+from logsnr.models.pipeline import Pipeline, encode_prompts
+
+_ENDINGS = ("ing", "es", "ed", "er", "s", "")
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The candidates of one target, nearest first, with their distances; and what was left out because of it."""
+
+    target: str
+    names: tuple[str, ...]
+    distances: tuple[float, ...]
+    excluded: tuple[str, ...]
+
+
+def find_candidates(pipe: Pipeline, targets: Sequence[str], config: CandidateConfig) -> list[Candidates]:
+    """The candidates of each target.
+
+    Raises:
+        InputError: no concept is left for a target, or the vocabulary is empty.
+        MissingError: there is no vocabulary file.
+    """
+    words = read_vocabulary(pipe, config)
+    banned = excluded_names(words, targets, config.exclude)
+    # A long vocabulary in parts: only the distances of all words are held, not their embeddings.
+    aims = _flat(encode_prompts(pipe, targets, guided=False).values)
+    distances = torch.cat([_distances(aims, _embed(pipe, part), config.metric) for part in _parts(words)], 1)
+    near = (distances <= config.exclude_radius * distances.median(1, keepdim=True).values).any(0)
+    banned |= {word for word, close in zip(words, near.tolist(), strict=True) if close}
+    kept = [place for place, word in enumerate(words) if word not in banned]
+    if not kept:
+        raise InputError("no candidate is left after exclusion: give a larger vocabulary, or a smaller exclude_radius")
+    return [
+        _choose(pipe, target, [words[place] for place in kept], distances[row, kept], tuple(sorted(banned)), config)
+        for row, target in enumerate(targets)
+    ]
+
+
+def read_vocabulary(pipe: Any, config: CandidateConfig) -> list[str]:
+    """The concepts that are given, those of the file, or the words of the tokenizer; each once."""
+    words: list[str] = []
+    if isinstance(config.vocabulary, tuple):
+        words = list(config.vocabulary)
+    elif config.vocabulary:
+        words = _read_lines(config.vocabulary)
+    elif tokenizer := getattr(pipe, "tokenizer", None):
+        ends = [token.removesuffix("</w>") for token in tokenizer.get_vocab() if token.endswith("</w>")]
+        words = sorted(word for word in ends if len(word) > 2 and word.isalpha() and word.islower())
+    if not words:
+        raise InputError("there is no vocabulary: give concepts, or a file of one concept a line")
+    return list(dict.fromkeys(words))
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise MissingError(f"{path} cannot be read: give a text file of one concept a line") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def excluded_names(words: Iterable[str], targets: Sequence[str], more: Sequence[str]) -> set[str]:
+    """The words that name a target: itself, any word of it, their inflections, and what the user lists."""
+    stems = {stem for name in (*targets, *more) for part in (name, *name.split()) for stem in _stems(part)}
+    return {word for word in words if _stems(word) & stems}
+
+
+def _stems(word: str) -> set[str]:
+    """A word in lower case without the endings that it may have."""
+    lower = word.lower().strip()
+    endings = [ending for ending in _ENDINGS if lower.endswith(ending) and len(lower) > len(ending) + 2]
+    return {lower, *(lower.removesuffix(ending) for ending in endings)}
+
+
+def _parts(words: list[str], size: int = 500) -> list[list[str]]:
+    return [words[first : first + size] for first in range(0, len(words), size)]
+
+
+def _embed(pipe: Pipeline, words: list[str]) -> Tensor:
+    return _flat(encode_prompts(pipe, words, guided=False).values)
+
+
+def _flat(tree: Tree) -> Tensor:
+    """The text of each prompt as one vector (n, length x width)."""
+    return tree["encoder_hidden_states"].flatten(1).float()
+
+
+def _distances(aims: Tensor, words: Tensor, metric: str) -> Tensor:
+    """Distances (targets, words)."""
+    if metric == "cosine":
+        return 1 - torch.nn.functional.normalize(aims) @ torch.nn.functional.normalize(words).T
+    return torch.cdist(aims, words, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _choose(
+    pipe: Pipeline, target: str, words: list[str], distances: Tensor, excluded: tuple[str, ...], config: CandidateConfig
+) -> Candidates:
+    order = distances.argsort(stable=True)[: config.k_closest].tolist()
+    near = torch.tensor([distances[place] for place in order], dtype=torch.float64)
+    count = min(config.num_centers, len(order))
+    if config.sampler == "all" or len(order) <= config.num_centers:
+        picked = list(range(len(order)))
+    elif config.sampler == "topk":
+        picked = list(range(count))
+    elif config.sampler == "distance_kmeans":
+        picked = representatives(near[:, None], count)
+    else:
+        picked = representatives(_embed(pipe, [words[place] for place in order]).double(), count)
+    names = tuple(words[order[place]] for place in picked)
+    return Candidates(target, names, tuple(near[picked].tolist()), excluded)
+
+
+def representatives(points: Tensor, count: int) -> list[int]:
+    """The places of the points (n, d) nearest to each of ``count`` k-means centres, each once, ascending."""
+    centres = KMeans(count, random_state=0, n_init=10).fit(points.numpy()).cluster_centers_
+    return sorted(set(torch.cdist(torch.from_numpy(centres).double(), points).argmin(1).tolist()))

@@ -1,0 +1,146 @@
+"""What to erase and how; imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from logsnr.core.errors import InputError
+from logsnr.train.config import FitConfig
+
+
+@dataclass(frozen=True)
+class CandidateConfig:
+    """The concepts among which the adversary searches, for each target."""
+
+    vocabulary: Path | tuple[str, ...] | None = None
+    """Concepts, or a text file with one a line; without either, a world's own words, or those of the tokenizer."""
+    sampler: Literal["distance_kmeans", "embedding_kmeans", "topk", "all"] = "distance_kmeans"
+    """How num_centers of the nearest are kept: spread over distances (the paper's), over embeddings, or the nearest."""
+    k_closest: int = 1000
+    """Nearest concepts that are looked at."""
+    num_centers: int = 100
+    """Candidates at most."""
+    metric: Literal["l2", "cosine"] = "l2"
+    """Distance between flattened text embeddings."""
+    exclude: tuple[str, ...] = ()
+    """Concepts that are never candidates, beside the targets, their words and inflections."""
+    exclude_radius: float = 0.3
+    """Concepts nearer to a target than this share of the median distance are no candidates either."""
+
+    def __post_init__(self) -> None:
+        if min(self.k_closest, self.num_centers) < 1 or self.exclude_radius < 0:
+            raise InputError("k_closest and num_centers must be at least 1, exclude_radius at least 0")
+
+
+@dataclass(frozen=True)
+class EraseConfig:
+    """One erasure: targets, method, and all its constants. ``preset`` has combinations with a name."""
+
+    targets: tuple[str, ...]
+    """Concepts to erase, as bare names: "ankle boot"."""
+    method: Literal["eap", "esd", "uce"] = "eap"
+    """Adversarial preservation, erased stable diffusion, or unified concept editing in closed form."""
+    anchor: str = ""
+    """The prompt that a target is led towards."""
+    preserved: tuple[str, ...] = ()
+    """Prompts that a fixed adversary and closed forms hold in place."""
+    negative_guidance: float = 1.0
+    """How far beyond the anchor a target is led away: 0 is to the anchor itself."""
+    preservation_weight: float = 1.0
+    """Weight of what is held in place."""
+    modules: tuple[str, ...] = ("xattn",)
+    """Parameters to edit: a named set (xattn, xattn-kv, selfattn, noxattn, notime, full) or regular expressions."""
+    learning_rate: float = 1e-5
+    trajectory_steps: int = 20
+    """Steps of the grid on whose levels the network is trained."""
+    trajectory_guidance: float = 3.0
+    """Guidance with which the trajectories are sampled."""
+    trajectory_model: Literal["edited", "frozen"] = "edited"
+    """Whose trajectories: those of the model as it is being edited, or of the original."""
+    alignment: Literal["exact", "released"] = "exact"
+    """exact: the network is told the level of its sample. released: two steps apart, as in the authors' code."""
+    timestep_sampling: Literal["uniform", "weight", "cost"] = "cost"
+    """How levels are drawn: alike, by loss weight, or for the least variance an evaluation. The mean is the same."""
+    loss_weighting: Literal["epsilon", "x0", "min_snr"] = "x0"
+    """Whether errors are those of the noise or of the clean data."""
+    w_max: float | None = None
+    """Largest weight of a level, where their mean is 1."""
+    adversary: Literal["gumbel", "exhaustive", "random", "pgd", "fixed", "none"] = "gumbel"
+    """Who chooses the concept to hold in place; fixed draws from ``preserved``, none holds nothing."""
+    adversary_schedule: Literal["simultaneous", "alternating"] = "simultaneous"
+    """Both players learn from one backward pass, or each in steps of its own."""
+    adversary_steps: int = 2
+    """Alternating: of so many steps one is the model's."""
+    adversary_lr: float = 1e-2
+    """Learning rate of the logits; of pgd, the share of an embedding's norm by which a step moves it."""
+    search_every: int = 10
+    """Steps between two searches of the exhaustive adversary."""
+    gumbel_temperature: float = 2.0
+    gumbel_hard: bool = True
+    """Draw one concept, with the gradient of a mixture; else mix."""
+    adversary_grad: Literal["full", "edited"] = "full"
+    """Whether the adversary's gradient passes through the original network too."""
+    candidate_state: Literal["own", "shared"] = "own"
+    """Whether a candidate is held in place on a trajectory of its own, or on the target's."""
+    candidates: CandidateConfig = field(default_factory=CandidateConfig)
+    closed_form_ridge: float = 0.5
+    """uce: weight of the projections as they were."""
+    closed_form_scale: float = 1.0
+    """uce: weight of the targets."""
+    run: FitConfig = field(default_factory=lambda: FitConfig(steps=300, batch_size=8, warmup=0, clip=None))
+
+    def __post_init__(self) -> None:
+        self._check_names()
+        if self.trajectory_steps < 2 or min(self.adversary_steps, self.search_every) < 1:
+            raise InputError("trajectory_steps must be at least 2, adversary_steps and search_every at least 1")
+        positive = ("learning_rate", "adversary_lr", "gumbel_temperature", "closed_form_ridge", "closed_form_scale")
+        for name in positive:
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InputError(f"{name} is {getattr(self, name)}: it must be positive")
+        if self.adversary == "fixed" and not self.preserved:
+            raise InputError("a fixed adversary needs something to hold: give preserved prompts, such as 'a photo'")
+
+    def _check_names(self) -> None:
+        if not self.targets or not all(target.strip() for target in self.targets):
+            raise InputError("there is nothing to erase: name at least one target")
+        if len(set(self.targets)) < len(self.targets):
+            raise InputError("a target is named twice: name each once")
+        for target in self.targets:
+            if target == self.anchor or target in self.preserved:
+                raise InputError(f"{target!r} cannot be erased and kept: take it out of the anchor or of preserved")
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "eap": {},
+    "eap-paper": {
+        "trajectory_steps": 50,
+        "alignment": "released",
+        "timestep_sampling": "uniform",
+        "adversary_schedule": "alternating",
+        "adversary_grad": "edited",
+    },
+    "esd": {"method": "esd", "adversary": "none", "loss_weighting": "epsilon"},
+    "esd-x0": {"method": "esd", "adversary": "none", "loss_weighting": "x0"},
+    "esd-preserve": {
+        "method": "esd",
+        "adversary": "fixed",
+        "preserved": ("",),
+        "candidate_state": "shared",
+        "loss_weighting": "epsilon",
+    },
+    "uce": {"method": "uce", "modules": ("xattn-kv",)},
+}
+"""Options by the name of a preset; all others are as ``EraseConfig`` has them."""
+
+
+def preset(name: str, *targets: str) -> EraseConfig:
+    """The configuration of a preset for these targets.
+
+    Raises:
+        InputError: there is no such preset.
+    """
+    if name not in PRESETS:
+        raise InputError(f"there is no preset {name!r}: use one of {', '.join(PRESETS)}")
+    return replace(EraseConfig(targets), **PRESETS[name])

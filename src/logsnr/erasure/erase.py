@@ -1,0 +1,72 @@
+"""``erase``: from a pipeline and the names of concepts to a delta that removes them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from dataclasses import replace
+from typing import Any
+
+from logsnr.core.config import to_dict
+from logsnr.erasure.candidates import Candidates, find_candidates
+from logsnr.erasure.config import EraseConfig, preset
+from logsnr.erasure.method import OutputErasure
+from logsnr.erasure.uce import edit_closed_form
+from logsnr.models.delta import Delta
+from logsnr.models.pipeline import Pipeline, check_pipeline
+from logsnr.train.loop import Progress, fit
+
+_SEARCHING = ("gumbel", "exhaustive", "random")
+
+
+def erase(
+    pipe: Pipeline,
+    *targets: str,
+    config: EraseConfig | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Delta:
+    """A delta of the pipeline that does not draw the targets; the pipeline itself comes back as it was.
+
+    Give names, for the preset "eap", or a whole ``config``. ``delta.apply(pipe)`` erases.
+
+    Raises:
+        InputError: nothing to erase, an empty selection of parameters, or no candidate is left.
+        UnsupportedError: a pipeline of another kind, or a quantised or offloaded one.
+    """
+    steps = erase_steps(pipe, config or preset("eap", *targets))
+    while True:
+        try:
+            found = next(steps)
+        except StopIteration as ended:
+            return ended.value
+        if progress:
+            progress(found)
+
+
+def erase_steps(pipe: Pipeline, config: EraseConfig) -> Generator[Progress, None, Delta]:
+    """Yield after every step of training, and return the delta; closing it saves a checkpoint if the run has a folder.
+
+    The errors are ``erase``'s.
+    """
+    start = time.perf_counter()
+    check_pipeline(pipe)
+    if config.method == "uce":
+        return _recorded(edit_closed_form(pipe, config), config, start)
+    method = OutputErasure(pipe, config, candidates_of(pipe, config))
+    try:
+        yield from fit(method, None, config.run)
+        return _recorded(method.delta(), config, start)
+    finally:
+        method.scores.restore()
+
+
+def candidates_of(pipe: Pipeline, config: EraseConfig) -> list[Candidates]:
+    """The candidates of each target; none where the configuration does not search among any."""
+    if config.method == "uce" or config.adversary not in _SEARCHING:
+        return []
+    return find_candidates(pipe, config.targets, config.candidates)
+
+
+def _recorded(delta: Delta, config: EraseConfig, start: float) -> Delta:
+    metrics: dict[str, Any] = {**delta.record.metrics, "seconds": round(time.perf_counter() - start, 1)}
+    return Delta(delta.tensors, replace(delta.record, config=to_dict(config), metrics=metrics))

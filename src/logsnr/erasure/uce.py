@@ -1,0 +1,97 @@
+"""Unified concept editing (2308.14761): the projections of text are solved for in closed form.
+
+Each projection W of the text to keys or values becomes the least squares solution that sends a target's last token to
+what the anchor's was sent to, keeps what preserved prompts were sent to, and stays near W.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from logsnr.core.errors import InputError, UnsupportedError
+from logsnr.erasure.config import EraseConfig
+from logsnr.models.delta import Delta, DeltaRecord, check_editable, make_delta
+from logsnr.models.fingerprint import fingerprint
+from logsnr.models.parameters import select_parameters
+from logsnr.models.pipeline import Pipeline, component_of, encode_prompts, network_of
+
+
+def closed_form(
+    weight: Tensor,
+    erased: Tensor,
+    guides: Tensor,
+    kept: Tensor,
+    *,
+    ridge: float = 0.5,
+    erase_scale: float = 1.0,
+    keep_scale: float = 1.0,
+) -> Tensor:
+    """The W (out, in), float64, of least ridge |W - W_0|^2 + erase_scale |W c - v|^2 + keep_scale |W k - W_0 k|^2.
+
+    ``erased`` c (n, in) are sent to W_0 ``guides`` (n, in), ``kept`` k (m, in) stay where they are. As the change
+    solves (W - W_0) A = B, one linear system in float64, no inverse is formed.
+    """
+    weight, erased, guides, kept = (value.detach().double() for value in (weight, erased, guides, kept))
+    gram = ridge * torch.eye(weight.shape[1], dtype=torch.float64, device=weight.device)
+    gram = gram + erase_scale * erased.T @ erased + keep_scale * kept.T @ kept
+    moved = erase_scale * weight @ (guides - erased).T @ erased
+    return weight + torch.linalg.solve(gram, moved, left=False)
+
+
+def edit_closed_form(pipe: Pipeline, config: EraseConfig) -> Delta:
+    """The edit of every selected projection of text; no evaluation of the network. The pipeline itself stays.
+
+    Raises:
+        InputError: the selection is empty, or holds a parameter that does not project text.
+        UnsupportedError: the pipeline's text does not reach the projections as the text encoder gives it.
+    """
+    network, component = network_of(pipe), component_of(pipe)
+    check_editable(network, component)
+    chosen = select_parameters(network, config.modules)
+    base, before = fingerprint(network), {name: value.detach().clone() for name, value in chosen.items()}
+    erased = last_tokens(pipe, config.targets)
+    guides = last_tokens(pipe, [config.anchor] * len(config.targets))
+    kept = last_tokens(pipe, config.preserved) if config.preserved else erased[:0]
+    try:
+        for name, parameter in chosen.items():
+            _check(name, parameter, erased)
+            solved = closed_form(
+                parameter,
+                erased,
+                guides,
+                kept,
+                ridge=config.closed_form_ridge,
+                erase_scale=config.closed_form_scale,
+                keep_scale=config.preservation_weight,
+            )
+            parameter.data.copy_(solved)
+        return make_delta(pipe, {component: before}, DeltaRecord({component: base}, config.method, config.targets))
+    finally:
+        for name, value in before.items():
+            chosen[name].data.copy_(value)
+
+
+def _check(name: str, parameter: nn.Parameter, texts: Tensor) -> None:
+    if parameter.dim() != 2 or parameter.shape[1] != texts.shape[1]:
+        raise InputError(
+            f"{name} of shape {tuple(parameter.shape)} does not project text of width {texts.shape[1]}: select "
+            "xattn-kv, or regular expressions for such projections alone"
+        )
+
+
+def last_tokens(pipe: Pipeline, prompts: Sequence[str]) -> Tensor:
+    """The text embedding of each prompt's last word (n, width); of an empty prompt, that of its end.
+
+    Raises:
+        UnsupportedError: the pipeline has no CLIP tokenizer to find it by.
+    """
+    tokenizer = getattr(pipe, "tokenizer", None)
+    if tokenizer is None:
+        raise UnsupportedError("this pipeline has no tokenizer to find the last word by: use a trained method")
+    texts = encode_prompts(pipe, prompts, guided=False).values["encoder_hidden_states"]
+    ids = [tokenizer(prompt, truncation=True, max_length=tokenizer.model_max_length).input_ids for prompt in prompts]
+    places = [max(len(found) - 2, 1) if prompt else 1 for found, prompt in zip(ids, prompts, strict=True)]
+    return texts[torch.arange(len(prompts)), torch.tensor(places)]

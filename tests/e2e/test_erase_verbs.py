@@ -1,0 +1,98 @@
+"""Erase, sample with the delta and evaluate it, through the command line on the embedded world."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from logsnr.cli.main import main
+from logsnr.models.delta import Delta
+
+QUICK = {"trajectory_steps": 4, "timestep_sampling": "weight", "candidates": {"num_centers": 5}}
+
+
+def called(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = main(list(arguments))
+    streams = capsys.readouterr()
+    return code, streams.out, streams.err
+
+
+def result(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
+    code, out, err = called(capsys, *arguments, "--json")
+    assert code == 0, err
+    assert out.count("\n") == 1
+    return json.loads(out)
+
+
+def test_a_concept_is_erased_sampled_and_measured(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    options = tmp_path / "options.json"
+    options.write_text(json.dumps(QUICK))
+    command = ["erase", "fashion", "--target", "ankle boot", "--config", str(options), "--learning-rate", "0.002"]
+    command += ["--steps", "12", "--batch-size", "4", "--out", str(tmp_path / "run")]
+    dry = result(capsys, *command, "--dry-run")
+    assert not (tmp_path / "run").exists()
+    made = result(capsys, *command, "--quiet")
+    assert {"delta", "network_evaluations", "evaluation_equivalents", "seconds", "candidates"} <= made.keys()
+    assert made["network_evaluations"] < 12 * dry["network_evaluations"]
+    assert "bootie" not in made["candidates"]["ankle boot"]
+    assert len(made["candidates"]["ankle boot"]) == 5
+    delta = Delta.from_pretrained(made["delta"])
+    assert all(name.startswith("unet.") and ".attn2." in name for name in delta.tensors)
+    assert delta.record.targets == ("ankle boot",)
+    assert delta.record.config["learning_rate"] == 0.002
+
+    drawn = []
+    for more in ([], ["--delta", made["delta"]]):
+        out = str(tmp_path / f"images{len(more)}")
+        sampled = result(capsys, "sample", "fashion", "--prompt", "an ankle boot", "--steps", "5", "--out", out, *more)
+        drawn.append(np.asarray(Image.open(sampled["images"][0]), dtype=int))
+        assert json.loads(Path(sampled["record"]).read_text())["deltas"] == more[1:]
+    assert abs(drawn[0] - drawn[1]).max() > 20
+
+    found = tmp_path / "found"
+    command = ["evaluate", "fashion", "--delta", made["delta"], "--protocol", "erasure", "--steps", "4"]
+    values = result(capsys, *command, "--num-images", "60", "--quiet", "--out", str(found))
+    keys = {"esr1", "esr5", "psr1", "psr5", "relative_esr1", "relative_psr1", "per_concept", "protocol"}
+    assert keys <= values.keys()
+    assert values["esr1"] > values["before"]["esr1"]
+    assert values["per_concept"]["ankle boot"]["erased"]
+    assert values["protocol"]["targets"] == ["ankle boot"]
+    assert {path.name for path in found.iterdir()} == {"result.json", "report.html", "before-after.png"}
+    assert json.loads((found / "result.json").read_text())["esr1"] == values["esr1"]
+
+
+def test_candidates_are_listed_and_nothing_is_written(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    command = ["erase", "fashion", "--target", "ankle boot", "--list-candidates", "--out", str(tmp_path / "out")]
+    found = result(capsys, *command)
+    assert {"boot", "bootie", "ankle boot"} <= set(found["excluded"])
+    assert "sneaker" in found["candidates"]["ankle boot"]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["erase", "fashion"], "nothing to erase"),
+        (["erase", "fashion", "--target", "boot", "--method", "magic"], "esd-x0"),
+        (["erase", "fashion", "--target", "boot", "--adversary", "nobody"], "adversary"),
+        (["erase", "fashion", "--target", "boot", "--modules", "attn9"], "xattn-kv"),
+        (["erase", "fashion", "--target", "boot", "--config", "nowhere.json"], "nowhere.json"),
+        (["erase", "fashion", "--target", "boot", "--method", "uce", "--list-candidates"], "no candidates"),
+        (["sample", "fashion", "--prompt", "a bag", "--delta", "nowhere"], "nowhere"),
+        (["evaluate", "fashion", "--protocol", "erasure"], "--delta"),
+    ],
+)
+def test_bad_input_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    code, out, err = called(capsys, *arguments, "--out", str(tmp_path / "out"))
+    assert code == 2
+    assert out == ""
+    assert said in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,415 @@
+"""The objective, its players and its cost on tiny pipelines, against closed forms and separate computations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from pipelines import tiny_sd, tiny_sd3
+
+from logsnr.core.config import from_dict, to_dict
+from logsnr.core.errors import InputError
+from logsnr.erasure.adversary import Continuous, Drawn, Exhaustive, Gumbel, allow, mix_rows
+from logsnr.erasure.candidates import excluded_names, find_candidates, representatives
+from logsnr.erasure.config import PRESETS, CandidateConfig, EraseConfig, preset
+from logsnr.erasure.erase import candidates_of, erase, erase_steps
+from logsnr.erasure.method import OutputErasure
+from logsnr.erasure.uce import closed_form, last_tokens
+from logsnr.models.fingerprint import fingerprint
+from logsnr.models.parameters import select_parameters
+from logsnr.models.pipeline import network_of
+from logsnr.train.config import FitConfig
+from logsnr.train.method import Batch
+
+WORDS = ("photo", "dark", "sneaker", "small", "running", "shoe")
+
+
+def config_of(*targets: str, **changes: Any) -> EraseConfig:
+    """A short run over few levels, whose chances need no pilot."""
+    fixed = {
+        "trajectory_steps": 4,
+        "timestep_sampling": "uniform",
+        "learning_rate": 1e-3,
+        "candidates": CandidateConfig(WORDS),
+        "run": FitConfig(steps=3, batch_size=2, warmup=0, clip=None),
+    }
+    return replace(EraseConfig(targets or ("bag", "boot")), **{**fixed, **changes})
+
+
+def method_of(pipe: Any, config: EraseConfig) -> OutputErasure:
+    return OutputErasure(pipe, config, candidates_of(pipe, config))
+
+
+def batch_of(step: int = 0, rows: int = 2) -> Batch:
+    return Batch({}, slice(0, rows), rows, (0, step), torch.device("cpu"))
+
+
+def slopes(method: OutputErasure, step: int = 0) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+    """The gradients of one loss: of the network, and of the adversary's logits."""
+    edited = list(method.scores.edited.values())
+    logits = method.adversary.logits if isinstance(method.adversary, Gumbel) else None
+    for parameter in [*edited, *([logits] if logits is not None else [])]:
+        parameter.grad = None
+    method.loss(batch_of(), step).value.backward()
+    return [p.grad for p in edited], logits.grad if logits is not None else None
+
+
+# Drawing levels
+
+
+@pytest.mark.parametrize("how", ["uniform", "weight", "cost"])
+def test_the_mean_loss_does_not_depend_on_how_levels_are_drawn(how: str) -> None:
+    method = method_of(tiny_sd(), config_of(timestep_sampling=how))
+    levels = method.scores.levels
+    levels.chances = levels.chances or method.pilot(count=2)
+    assert sum(levels.chances) == pytest.approx(1)
+    draws = [levels.draw((i + 0.5) / 20000, 0.0) for i in range(20000)]
+    for place, weight in enumerate(levels.weights):
+        mean = sum(w for found, w, _ in draws if found == place) / len(draws)
+        assert mean == pytest.approx(weight / len(levels.weights), rel=5e-3)
+    assert sum(levels.weights) / len(levels.weights) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("make", [tiny_sd, tiny_sd3])
+def test_a_network_is_told_the_level_of_its_sample(make: Any) -> None:
+    method, told = method_of(make(), config_of()), []
+    levels, network = method.scores.levels, method.scores.sampler
+    network.timestep_of = lambda level: told.append(level) or 1.0
+    for place, level in enumerate(levels.grid[:-1]):
+        told.clear()
+        x = method.scores.start(torch.ones(2, *method.scores.shape))
+        method.scores.state(x, method.texts, place)
+        assert told == levels.grid[:place]
+        assert levels.draw((place + 0.5) / 4, 0.0)[2] is level
+
+
+def test_the_released_alignment_is_two_levels_off() -> None:
+    method, told = method_of(tiny_sd(), config_of(alignment="released")), []
+    levels, network = method.scores.levels, method.scores.sampler
+    network.timestep_of = lambda level: told.append(level) or 1.0
+    for place in range(4):
+        told.clear()
+        method.scores.state(method.scores.start(torch.ones(2, *method.scores.shape)), method.texts, place)
+        assert told == levels.grid[1 : min(place + 2, 4)]  # the first level is dropped; one evaluation a step
+        drawn = levels.draw((place + 0.5) / 4, 0.5)[2]
+        assert levels.grid[place].t > drawn.t > levels.grid[place + 1].t
+
+
+# The two players
+
+
+def test_one_backward_pass_serves_both_players() -> None:
+    config = config_of(gumbel_hard=False)
+    alternating = replace(config, adversary_schedule="alternating")
+    network, logits = slopes(moved(tiny_sd(), config))
+    own, own_logits = slopes(moved(tiny_sd(), alternating), step=1)
+    assert all(slope is None for slope in own)  # the network learns nothing in the adversary's step
+    torch.testing.assert_close(own_logits, logits)
+    models, models_logits = slopes(moved(tiny_sd(), alternating), step=0)
+    assert models_logits is None
+    torch.testing.assert_close(models, network)
+    erasing, _ = slopes(moved(tiny_sd(), replace(config, preservation_weight=0.0)))
+    assert not torch.allclose(torch.cat([s.flatten() for s in erasing]), torch.cat([s.flatten() for s in network]))
+
+
+def moved(pipe: Any, config: EraseConfig) -> OutputErasure:
+    """A method whose network has left its start, so that something has to be held."""
+    method = method_of(pipe, config)
+    with torch.no_grad():
+        for index, parameter in enumerate(method.scores.edited.values()):
+            torch.manual_seed(index)
+            parameter += 0.05 * torch.randn_like(parameter)
+    return method
+
+
+@pytest.mark.parametrize("grad", ["full", "edited"])
+def test_the_adversary_has_the_whole_gradient(grad: str) -> None:
+    pipe = tiny_sd()
+    network_of(pipe).double()
+    pipe.text_encoder.double()
+    config = config_of(gumbel_hard=False, adversary_grad=grad, adversary_schedule="alternating")
+    method = moved(pipe, config)
+    method.adversary.double()
+    scores, texts = method.scores, method.adversary.texts
+    level, x = scores.levels.grid[1], torch.randn(1, *scores.shape, dtype=torch.float64)
+
+    def value(logits: torch.Tensor) -> torch.Tensor:
+        chosen = mix_rows(texts, logits.softmax(0)[None])
+        return method.holding(x, level, chosen, model=False, adversary=True).mean()
+
+    logits = torch.linspace(-1, 1, len(WORDS), dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(value(logits), logits)
+    step = 1e-5 * torch.eye(len(WORDS), dtype=torch.float64)
+    with torch.no_grad():
+        numeric = torch.stack([(value(logits + e) - value(logits - e)) / 2e-5 for e in step])
+    assert torch.allclose(slope, numeric, rtol=1e-4, atol=1e-12) is (grad == "full")
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0, 8.0])
+def test_hard_draws_follow_the_logits_at_any_temperature(temperature: float) -> None:
+    texts = {"encoder_hidden_states": torch.eye(3)[:, None]}
+    adversary = Gumbel(
+        texts, torch.tensor([[True, True, True], [True, False, True]]), temperature=temperature, hard=True
+    )
+    adversary.logits.data = torch.tensor([[1.0, 0.0, -1.0], [0.5, 9.0, 0.0]])
+    targets = torch.arange(2).repeat_interleave(20000)
+    drawn = adversary.choose(targets, batch_of(rows=len(targets)), None)["encoder_hidden_states"][:, 0]
+    for target in range(2):
+        rates = drawn[targets == target].mean(0)
+        torch.testing.assert_close(rates, adversary.chances()[target], atol=0.012, rtol=0)
+    assert ((drawn - drawn.round()).abs() < 1e-6).all()  # one concept, not a mixture
+    assert not drawn[targets == 1, 1].any()  # which that target may not have
+
+
+def test_the_exhaustive_adversary_finds_the_worst_candidate() -> None:
+    method = moved(tiny_sd(), config_of(adversary="exhaustive", search_every=2))
+    adversary, scores = method.adversary, method.scores
+    noise = torch.randn(1, *scores.shape)
+    level = scores.levels.grid[2]
+    chosen = adversary.choose(torch.tensor([0, 1]), batch_of(), lambda *asked: method._search(noise, 2, level, *asked))
+    for target in range(2):
+        x = scores.state(scores.start(noise), {k: v[[target]] for k, v in method.texts.items()}, 2)
+        losses = {}
+        for place in adversary.allowed[target].nonzero()[:, 0].tolist():
+            text = {name: value[[place]] for name, value in adversary.texts.items()}
+            with torch.no_grad():
+                losses[place] = float(method.holding(x, level, text, model=True, adversary=False))
+        worst = max(losses, key=losses.get)
+        assert adversary.found[target] == worst
+        torch.testing.assert_close(
+            chosen["encoder_hidden_states"][target], adversary.texts["encoder_hidden_states"][worst]
+        )
+    again = adversary.choose(torch.tensor([0]), batch_of(), lambda *a: pytest.fail("searched too early"))
+    assert again["encoder_hidden_states"].shape[0] == 1
+    copy = Exhaustive(adversary.texts, adversary.allowed, every=2)
+    copy.load_state_dict(adversary.state_dict())
+    assert (copy.found, copy.age) == (adversary.found, adversary.age)
+
+
+def test_blind_draws_are_allowed_and_even() -> None:
+    adversary = Drawn({"text": torch.eye(4)}, allow("abcd", ["abd", "c"]))
+    drawn = adversary.choose(torch.zeros(6000, dtype=torch.long), batch_of(rows=6000), None)["text"].mean(0)
+    torch.testing.assert_close(drawn, torch.tensor([1 / 3, 1 / 3, 0.0, 1 / 3]), atol=0.02, rtol=0)
+    assert adversary.choose(torch.ones(9, dtype=torch.long), batch_of(rows=9), None)["text"][:, 2].all()
+
+
+def test_a_continuous_adversary_climbs() -> None:
+    adversary = Continuous({"text": torch.tensor([[3.0, 4.0]])}, 2, rate=0.1)
+    (adversary.choose(torch.tensor([1]), batch_of(), None)["text"] @ torch.tensor([1.0, 0.0])).sum().backward()
+    adversary.after_step()
+    torch.testing.assert_close(
+        adversary.points["text"], torch.tensor([[3.0, 4.0], [3.5, 4.0]])
+    )  # a tenth of its norm, 5
+
+
+# Cost
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_one_shared_sample_costs_what_the_specification_says(place: int) -> None:
+    method = method_of(tiny_sd(), config_of())
+    method.scores.levels.chances = [float(here == place) + 1e-12 for here in range(4)]
+    method.loss(batch_of(), 0).value.backward()
+    cost = method.scores.cost
+    assert cost.forward.get("trajectories", 0) == 2 * 2 * 2 * place  # rows, players, guidance, steps
+    assert cost.forward["scores"] == 2 * 5  # three of the old network, two of the new
+    assert (cost.backward_full, cost.backward_input) == (2 * 2, 2)
+    assert cost.evaluation_equivalents == cost.network_evaluations + 2 * 4 + 2
+
+
+def test_the_adversarys_own_step_costs_less_than_as_released() -> None:
+    method = method_of(tiny_sd(), config_of(adversary_schedule="alternating", adversary_grad="edited"))
+    method.scores.levels.chances = [1e-12, 1e-12, 1e-12, 1.0]
+    method.loss(batch_of(), 1).value.backward()
+    cost = method.scores.cost  # no trajectory of the target, and gradients to the input alone
+    assert cost.forward == {"trajectories": 2 * 2 * 3, "scores": 2 * 2}
+    assert (cost.backward_full, cost.backward_input) == (0, 2)
+
+
+def test_text_is_encoded_once() -> None:
+    pipe, calls = tiny_sd(), []
+    method = method_of(pipe, config_of())
+    pipe.text_encoder.register_forward_hook(lambda *_: calls.append(1))
+    for step in range(3):
+        method.loss(batch_of(step), step)
+    assert not calls
+
+
+# Runs
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_edits_the_selected_parameters_alone(name: str) -> None:
+    pipe = tiny_sd()
+    before = {k: v.clone() for k, v in network_of(pipe).named_parameters()}
+    config = replace(preset(name, "bag"), run=FitConfig(steps=2, batch_size=2, warmup=0, clip=None), learning_rate=1e-3)
+    config = replace(config, trajectory_steps=4, candidates=CandidateConfig(WORDS))
+    delta = erase(pipe, config=config)
+    chosen = {f"unet.{parameter}" for parameter in select_parameters(network_of(pipe), config.modules)}
+    assert delta.tensors
+    assert set(delta.tensors) <= chosen
+    assert all(torch.equal(before[k], v) and v.requires_grad for k, v in network_of(pipe).named_parameters())
+    assert from_dict(EraseConfig, delta.record.config) == config
+    delta.apply(pipe)
+    assert any(not torch.equal(before[k], v) for k, v in network_of(pipe).named_parameters())
+
+
+@pytest.mark.parametrize("adversary", ["gumbel", "exhaustive", "random", "pgd", "fixed"])
+def test_an_interrupted_run_goes_on_exactly(adversary: str, tmp_path: Any) -> None:
+    pipe, config = (
+        tiny_sd(),
+        config_of(adversary=adversary, preserved=("dark",), search_every=2, timestep_sampling="cost"),
+    )
+    whole = erase(pipe, config=config)
+    config = replace(config, run=replace(config.run, out=tmp_path))
+    steps = erase_steps(pipe, config)
+    next(steps)
+    steps.close()
+    resumed = erase(pipe, config=replace(config, run=replace(config.run, resume=True)))
+    assert whole.tensors.keys() == resumed.tensors.keys()
+    assert all(torch.equal(value, resumed.tensors[name]) for name, value in whole.tensors.items())
+    counted = [{k: v for k, v in d.record.metrics.items() if k != "seconds"} for d in (whole, resumed)]
+    assert counted[0] == counted[1]
+    other = tiny_sd(seed=1)
+    with pytest.raises(InputError, match="another model"):
+        erase(other, config=replace(config, run=replace(config.run, resume=True)))
+    assert all(parameter.requires_grad for parameter in network_of(other).parameters())
+
+
+def test_training_leads_the_target_away_and_holds_the_rest() -> None:
+    pipe = tiny_sd()
+    config = config_of(
+        "bag",
+        adversary="fixed",
+        preserved=("sneaker",),
+        run=FitConfig(steps=40, batch_size=4, warmup=0),
+        trajectory_steps=2,
+        learning_rate=3e-3,
+    )
+    losses = {}
+    for weight in (0.0, 5.0):
+        method = method_of(pipe, replace(config, preservation_weight=weight))
+        edited = erase(pipe, config=replace(config, preservation_weight=weight))
+        x, level = torch.randn(64, *method.scores.shape), method.scores.levels.grid[1]
+        held = {name: value.expand(64, *value.shape[1:]) for name, value in method.adversary.texts.items()}
+        start = float(method.erasing(x, level, torch.zeros(64, dtype=torch.long)).detach())
+        edited.apply(pipe)
+        with torch.no_grad():
+            erased = float(method.erasing(x, level, torch.zeros(64, dtype=torch.long)))
+            kept = float(method.holding(x, level, held, model=True, adversary=False).mean())
+        edited.revert(pipe)
+        losses[weight] = kept
+        assert erased < 0.9 * start
+    assert losses[5.0] < 0.7 * losses[0.0]
+
+
+def test_no_step_is_no_change() -> None:
+    pipe = tiny_sd()
+    method = method_of(pipe, config_of())
+    assert not method.delta().tensors
+    base = fingerprint(network_of(pipe))
+    method.delta().apply(pipe)
+    assert fingerprint(network_of(pipe)) == base
+
+
+# Candidates
+
+
+def test_candidates_never_name_what_is_erased(tmp_path: Any) -> None:
+    words = ["Boot", "boots", "booting", "bag", "bags", "gas", "gas pump", "pump", "small", "dark", "sneaker", "my bag"]
+    path = tmp_path / "words.txt"
+    path.write_text("\n".join(words), encoding="utf-8")
+    config = CandidateConfig(path, sampler="all", exclude=("dark",), exclude_radius=0.0)
+    found = find_candidates(tiny_sd(), ["boot", "bag", "gas pump"], config)
+    assert {name for one in found for name in one.names} == {"small", "sneaker", "my bag"}
+    assert list(found[0].distances) == sorted(found[0].distances)
+    assert found[0].distances[0] > 0
+    assert {"Boot", "boots", "gas", "pump", "dark"} <= set(found[0].excluded)
+    assert excluded_names(["church", "churches", "chain"], ["Church"], []) == {"church", "churches"}
+
+
+def test_a_radius_leaves_out_the_nearest() -> None:
+    everything = CandidateConfig(WORDS, sampler="all", exclude_radius=0.0)
+    names = find_candidates(tiny_sd(), ["bag"], everything)[0]
+    middle = sorted(names.distances)[len(WORDS) // 2 - 1]
+    near = find_candidates(tiny_sd(), ["bag"], replace(everything, exclude_radius=1.0))[0]
+    assert set(near.names) == {n for n, gap in zip(names.names, names.distances, strict=True) if gap > middle}
+    with pytest.raises(InputError, match="no candidate is left"):
+        find_candidates(tiny_sd(), ["bag"], replace(everything, exclude_radius=50.0))
+    with pytest.raises(InputError, match="no vocabulary"):
+        find_candidates(tiny_sd(), ["bag"], CandidateConfig(()))
+
+
+@pytest.mark.parametrize("sampler", ["distance_kmeans", "embedding_kmeans", "topk"])
+def test_few_candidates_stand_for_many(sampler: str) -> None:
+    config = CandidateConfig(WORDS, sampler=sampler, num_centers=3, exclude_radius=0.0)
+    found = find_candidates(tiny_sd(), ["bag"], config)[0]
+    assert len(found.names) == 3
+    assert list(found.distances) == sorted(found.distances)
+    if sampler == "topk":
+        whole = find_candidates(tiny_sd(), ["bag"], replace(config, sampler="all"))[0]
+        assert found.names == whole.names[:3]
+
+
+def test_means_of_distances_spread_from_near_to_far() -> None:
+    points = torch.tensor([0.0, 0.1, 0.2, 5.0, 5.2, 5.4, 9.0])[:, None]
+    assert representatives(points.double(), 3) == [1, 4, 6]
+
+
+# Closed form
+
+
+def test_the_closed_form_is_the_least_squares_solution() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, c, guides, kept = (torch.randn(n, 6, generator=generator).double() for n in (5, 2, 2, 3))
+    found = closed_form(weight, c, guides, kept, ridge=0.3, erase_scale=2.0, keep_scale=0.7)
+    rows = torch.cat([2.0**0.5 * c, 0.7**0.5 * kept, 0.3**0.5 * torch.eye(6).double()])
+    aims = torch.cat([2.0**0.5 * guides @ weight.T, 0.7**0.5 * kept @ weight.T, 0.3**0.5 * weight.T])
+    brute = torch.linalg.lstsq(rows, aims).solution.T
+    assert float((found - brute).norm() / brute.norm()) < 1e-8
+    firm = closed_form(weight, c, guides, kept, ridge=1e-9, keep_scale=1e3)
+    torch.testing.assert_close(firm @ kept.T, weight @ kept.T, atol=1e-5, rtol=0)
+    torch.testing.assert_close(firm @ c.T, weight @ guides.T, atol=1e-5, rtol=0)
+
+
+def test_the_last_word_stands_for_a_prompt() -> None:
+    pipe = tiny_sd()
+    last, alone = last_tokens(pipe, ["a dark sneaker", ""]), []
+    hidden = pipe.encode_prompt(["a dark sneaker", ""], "cpu", 1, False)[0]
+    alone = [hidden[0, 3], hidden[1, 1]]  # after the start of text: three words; the end of text
+    torch.testing.assert_close(last, torch.stack(alone))
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"targets": ()}, "nothing to erase"),
+        ({"targets": ("bag", "bag")}, "twice"),
+        ({"targets": ("bag",), "anchor": "bag"}, "erased and kept"),
+        ({"targets": ("bag",), "adversary": "fixed"}, "preserved"),
+        ({"targets": ("bag",), "learning_rate": 0.0}, "learning_rate"),
+        ({"targets": ("bag",), "trajectory_steps": 1}, "trajectory_steps"),
+    ],
+)
+def test_impossible_configurations_are_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        EraseConfig(**changes)
+
+
+def test_presets_are_named_and_round_trip() -> None:
+    with pytest.raises(InputError, match="eap-paper"):
+        preset("nothing", "bag")
+    paper = preset("eap-paper", "bag")
+    run = (paper.learning_rate, paper.adversary_lr, paper.gumbel_temperature, paper.gumbel_hard, paper.trajectory_steps)
+    assert run == (1e-5, 1e-2, 2.0, True, 50)
+    assert (paper.negative_guidance, paper.preservation_weight, paper.trajectory_guidance) == (1.0, 1.0, 3.0)
+    assert (paper.modules, paper.adversary_steps, paper.loss_weighting) == (("xattn",), 2, "x0")
+    for name in PRESETS:
+        config = preset(name, "a, b", "c")
+        assert from_dict(EraseConfig, to_dict(config)) == config
+        assert config.targets == ("a, b", "c")
