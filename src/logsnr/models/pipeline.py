@@ -140,9 +140,12 @@ def _network(pipe: Pipeline, weights: Mapping[str, Tensor] | None) -> tuple[Call
     dtype, joint = module.dtype, isinstance(pipe, StableDiffusion3Pipeline)  # dtype looks through all parameters: once
 
     def call(xt: Tensor, timestep: Tensor, **cond: Any) -> Tensor:
-        inputs, given = xt.to(dtype), {"timestep": timestep.expand(len(xt)) if joint else timestep, **cond}
-        given["return_dict"] = False
-        output = module(inputs, **given) if weights is None else functional_call(module, dict(weights), inputs, given)
+        inputs, given = (xt.to(dtype),), {**cond, "return_dict": False}
+        if joint:
+            given["timestep"] = timestep.expand(len(xt))
+        else:
+            inputs = (*inputs, timestep)
+        output = module(*inputs, **given) if weights is None else functional_call(module, dict(weights), inputs, given)
         return output[0].to(xt.dtype)
 
     return call, module
