@@ -26,7 +26,6 @@ def main(out: Path) -> None:
     config = preset("eap", TARGET)
     config = replace(
         config,
-        learning_rate=1e-3,
         candidates=CandidateConfig(WORDS),
         run=replace(config.run, steps=25, batch_size=4),
     )

@@ -32,7 +32,7 @@ def result(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
 def test_a_concept_is_erased_sampled_and_measured(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     options = tmp_path / "options.json"
     options.write_text(json.dumps(QUICK))
-    command = ["erase", "fashion", "--target", "ankle boot", "--config", str(options), "--learning-rate", "0.002"]
+    command = ["erase", "fashion", "--target", "ankle boot", "--config", str(options), "--strength", "0.3"]
     command += ["--steps", "12", "--batch-size", "4", "--out", str(tmp_path / "run")]
     dry = result(capsys, *command, "--dry-run")
     assert not (tmp_path / "run").exists()
@@ -44,7 +44,7 @@ def test_a_concept_is_erased_sampled_and_measured(capsys: pytest.CaptureFixture[
     delta = Delta.from_pretrained(made["delta"])
     assert all(name.startswith("unet.") and ".attn2." in name for name in delta.tensors)
     assert delta.record.targets == ("ankle boot",)
-    assert delta.record.config["learning_rate"] == 0.002
+    assert delta.record.config["strength"] == 0.3
 
     drawn = []
     for more in ([], ["--delta", made["delta"]]):

@@ -11,12 +11,14 @@ from pipelines import tiny_sd, tiny_sd3
 
 from logsnr.core.config import from_dict, to_dict
 from logsnr.core.errors import InputError
+from logsnr.erasure.ablation import ConceptAblation
 from logsnr.erasure.adversary import Continuous, Drawn, Exhaustive, Gumbel, allow, mix_rows
 from logsnr.erasure.candidates import excluded_names, find_candidates, representatives
+from logsnr.erasure.closed_form import adversarial, closed_form, last_tokens
 from logsnr.erasure.config import PRESETS, CandidateConfig, EraseConfig, preset
 from logsnr.erasure.erase import candidates_of, erase, erase_steps
 from logsnr.erasure.method import OutputErasure
-from logsnr.erasure.uce import closed_form, last_tokens
+from logsnr.erasure.scores import repeat_row
 from logsnr.models.fingerprint import fingerprint
 from logsnr.models.parameters import select_parameters
 from logsnr.models.pipeline import network_of
@@ -293,11 +295,12 @@ def test_training_leads_the_target_away_and_holds_the_rest() -> None:
         method = method_of(pipe, replace(config, preservation_weight=weight))
         edited = erase(pipe, config=replace(config, preservation_weight=weight))
         x, level = torch.randn(64, *method.scores.shape), method.scores.levels.grid[1]
+        zeros = torch.zeros(64, dtype=torch.long)
         held = {name: value.expand(64, *value.shape[1:]) for name, value in method.adversary.texts.items()}
-        start = float(method.erasing(x, level, torch.zeros(64, dtype=torch.long)).detach())
+        start = float(method.erasing(x, level, zeros, repeat_row(method.anchor, 64)).detach())
         edited.apply(pipe)
         with torch.no_grad():
-            erased = float(method.erasing(x, level, torch.zeros(64, dtype=torch.long)))
+            erased = float(method.erasing(x, level, zeros, repeat_row(method.anchor, 64)))
             kept = float(method.holding(x, level, held, model=True, adversary=False).mean())
         edited.revert(pipe)
         losses[weight] = kept
@@ -312,6 +315,17 @@ def test_no_step_is_no_change() -> None:
     base = fingerprint(network_of(pipe))
     method.delta().apply(pipe)
     assert fingerprint(network_of(pipe)) == base
+
+
+@pytest.mark.parametrize("steps", [2, 7])
+def test_strength_is_the_most_that_a_weight_moves(steps: int) -> None:
+    config = config_of(learning_rate=None, strength=0.2, run=FitConfig(steps=steps, batch_size=1, warmup=0, clip=None))
+    pipe = tiny_sd()
+    delta = erase(pipe, config=config)
+    before = {f"unet.{name}": value for name, value in select_parameters(network_of(pipe), "xattn").items()}
+    size = torch.cat([value.detach().flatten() for value in before.values()]).square().mean().sqrt()
+    farthest = max(float((value - before[name].detach()).abs().max()) for name, value in delta.tensors.items())
+    assert 0.1 * float(size) < farthest <= 0.2 * float(size) * 1.001
 
 
 # Candidates
@@ -374,6 +388,59 @@ def test_the_closed_form_is_the_least_squares_solution() -> None:
     torch.testing.assert_close(firm @ c.T, weight @ guides.T, atol=1e-5, rtol=0)
 
 
+def test_the_embedding_that_still_reaches_a_target_is_found_and_erased() -> None:
+    generator = torch.Generator().manual_seed(1)
+    before = [torch.randn(5, 6, generator=generator).double() for _ in range(3)]
+    now = [torch.randn(5, 6, generator=generator).double() for _ in range(3)]
+    c = torch.randn(1, 6, generator=generator).double()
+    found = adversarial(now, before, c, ridge=0.2)
+    rows = torch.cat([*now, 0.2**0.5 * torch.eye(6).double()])
+    aims = torch.cat([*(weight @ c[0] for weight in before), torch.zeros(6).double()])
+    torch.testing.assert_close(found[0], torch.linalg.lstsq(rows, aims[:, None]).solution[:, 0])
+
+    pipe, reach = tiny_sd(), {}
+    words = last_tokens(pipe, ["bag"])
+    old = list(select_parameters(network_of(pipe), "xattn-kv").values())
+    for name in ("uce", "rece"):
+        delta = erase(pipe, config=preset(name, "bag"))
+        new = list(delta.tensors.values())
+        best = adversarial(new, old, words, ridge=0.1)
+        reach[name] = sum(
+            float((w.double() @ best[0] - v.double() @ words[0].double()).square().sum().detach())
+            for w, v in zip(new, old, strict=True)
+        )
+    assert reach["rece"] > 1.2 * reach["uce"]  # after it no embedding comes as near
+
+
+def test_ablation_learns_the_anchor_on_its_own_images() -> None:
+    pipe = tiny_sd()
+    run = FitConfig(steps=60, batch_size=4, warmup=0, clip=None)
+    config = replace(preset("ca", "bag"), anchor="sneaker", run=run, learning_rate=3e-3, anchor_images=8)
+    config = replace(config, trajectory_steps=3)
+    before = ConceptAblation(pipe, config)
+    assert before.images.shape == (8, *before.scores.shape)
+    assert before.scores.cost.forward == {"anchor images": 8 * 2 * 3}
+    x, level, rows = torch.randn(32, *before.scores.shape), before.scores.levels.grid[1], torch.zeros(32).long()
+    start = float(before.ablating(x, level, rows).detach())
+    before.scores.restore()
+    erase(pipe, config=config).apply(pipe)
+    after = ConceptAblation(pipe, config)
+    assert float(after.ablating(x, level, rows).detach()) < 0.6 * start
+
+
+def test_age_leads_to_what_the_adversary_chose() -> None:
+    config = replace(config_of("bag", adversary="fixed", preserved=("sneaker",)), method="age")
+    method = moved(tiny_sd(), config)
+    losses = []
+    for aims in (method.adversary.texts, method.anchor):
+        rows, noise = torch.zeros(2).long(), torch.randn(2, *method.scores.shape)
+        x, level = method.scores.start(noise), method.scores.levels.grid[0]
+        losses.append(float(method.erasing(x, level, rows, repeat_row(aims, 2)).detach()))
+    chosen = repeat_row(method.adversary.texts, 2)
+    torch.testing.assert_close(method._aims(chosen, 2), chosen)
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
+
+
 def test_the_last_word_stands_for_a_prompt() -> None:
     pipe = tiny_sd()
     last, alone = last_tokens(pipe, ["a dark sneaker", ""]), []
@@ -392,7 +459,7 @@ def test_the_last_word_stands_for_a_prompt() -> None:
         ({"targets": ("bag", "bag")}, "twice"),
         ({"targets": ("bag",), "anchor": "bag"}, "erased and kept"),
         ({"targets": ("bag",), "adversary": "fixed"}, "preserved"),
-        ({"targets": ("bag",), "learning_rate": 0.0}, "learning_rate"),
+        ({"targets": ("bag",), "strength": 0.0}, "strength"),
         ({"targets": ("bag",), "trajectory_steps": 1}, "trajectory_steps"),
     ],
 )

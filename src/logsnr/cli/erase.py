@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from logsnr.models.delta import Delta
     from logsnr.models.pipeline import Pipeline
 
-_OPTIONS = ("anchor", "preserved", "modules", "learning_rate", "adversary", "loss_weighting")
+_OPTIONS = ("anchor", "preserved", "modules", "strength", "learning_rate", "adversary", "loss_weighting")
 _RUN = ("steps", "batch_size", "seed")
 
 
@@ -31,7 +31,7 @@ class Erase(Console):
     target: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = ()
     """Concepts to erase, as bare names."""
     method: str = "eap"
-    """eap (adversarial preservation), eap-paper (as released), esd, esd-x0, esd-preserve or uce."""
+    """eap (adversarial preservation), eap-paper (as released), esd, esd-x0, esd-preserve, age, ca, uce or rece."""
     config: Path | None = None
     """A JSON file of any options of EraseConfig, over those of the method; the options below come after it."""
     anchor: str | None = None
@@ -40,8 +40,10 @@ class Erase(Console):
     """Prompts that closed forms and a fixed adversary hold in place."""
     modules: tuple[str, ...] | None = None
     """Parameters to edit: xattn, xattn-kv, selfattn, noxattn, notime, full, or regular expressions."""
+    strength: float | None = None
+    """The most that a weight can move over the whole run, as a share of the weights' root mean square; 0.33."""
     learning_rate: float | None = None
-    """How fast the network is edited: the main strength."""
+    """A learning rate in place of the one that strength and steps make."""
     adversary: str | None = None
     """Who chooses the concept to hold in place: gumbel, exhaustive, random, pgd, fixed or none."""
     loss_weighting: str | None = None

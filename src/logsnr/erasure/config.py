@@ -9,6 +9,18 @@ from typing import Any, Literal
 from logsnr.core.errors import InputError
 from logsnr.train.config import FitConfig
 
+_POSITIVE = (
+    "strength",
+    "learning_rate",
+    "adversary_lr",
+    "gumbel_temperature",
+    "closed_form_ridge",
+    "closed_form_scale",
+    "closed_form_rounds",
+    "adversary_ridge",
+    "anchor_images",
+)
+
 
 @dataclass(frozen=True)
 class CandidateConfig:
@@ -40,8 +52,8 @@ class EraseConfig:
 
     targets: tuple[str, ...]
     """Concepts to erase, as bare names: "ankle boot"."""
-    method: Literal["eap", "esd", "uce"] = "eap"
-    """Adversarial preservation, erased stable diffusion, or unified concept editing in closed form."""
+    method: Literal["eap", "esd", "age", "ca", "uce", "rece"] = "eap"
+    """eap and esd train outputs, age leads to what the adversary chose, ca ablates; uce and rece are closed forms."""
     anchor: str = ""
     """The prompt that a target is led towards."""
     preserved: tuple[str, ...] = ()
@@ -52,7 +64,10 @@ class EraseConfig:
     """Weight of what is held in place."""
     modules: tuple[str, ...] = ("xattn",)
     """Parameters to edit: a named set (xattn, xattn-kv, selfattn, noxattn, notime, full) or regular expressions."""
-    learning_rate: float = 1e-5
+    strength: float = 0.33
+    """The most that a weight can move over the whole run, as a share of the edited weights' root mean square."""
+    learning_rate: float | None = None
+    """A learning rate in place of the one that ``strength`` and the number of steps make."""
     trajectory_steps: int = 20
     """Steps of the grid on whose levels the network is trained."""
     trajectory_guidance: float = 3.0
@@ -86,19 +101,25 @@ class EraseConfig:
     """Whether a candidate is held in place on a trajectory of its own, or on the target's."""
     candidates: CandidateConfig = field(default_factory=CandidateConfig)
     closed_form_ridge: float = 0.5
-    """uce: weight of the projections as they were."""
+    """uce and rece: weight of the projections as they were."""
     closed_form_scale: float = 1.0
-    """uce: weight of the targets."""
-    run: FitConfig = field(default_factory=lambda: FitConfig(steps=300, batch_size=8, warmup=0, clip=None))
+    """uce and rece: weight of the targets."""
+    closed_form_rounds: int = 3
+    """rece: how often the embedding that still reaches a target is found and erased too."""
+    adversary_ridge: float = 0.1
+    """rece: pull of that embedding towards none; less finds stronger ones."""
+    anchor_images: int = 100
+    """ca: images of the anchor on which the target is led to it."""
+    run: FitConfig = field(default_factory=lambda: FitConfig(steps=100, batch_size=8, warmup=0, clip=None))
 
     def __post_init__(self) -> None:
         self._check_names()
         if self.trajectory_steps < 2 or min(self.adversary_steps, self.search_every) < 1:
             raise InputError("trajectory_steps must be at least 2, adversary_steps and search_every at least 1")
-        positive = ("learning_rate", "adversary_lr", "gumbel_temperature", "closed_form_ridge", "closed_form_scale")
-        for name in positive:
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InputError(f"{name} is {getattr(self, name)}: it must be positive")
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise InputError(f"{name} is {value}: it must be positive")
         if self.adversary == "fixed" and not self.preserved:
             raise InputError("a fixed adversary needs something to hold: give preserved prompts, such as 'a photo'")
 
@@ -115,6 +136,8 @@ class EraseConfig:
 PRESETS: dict[str, dict[str, Any]] = {
     "eap": {},
     "eap-paper": {
+        "learning_rate": 1e-5,
+        "run": FitConfig(steps=2000, batch_size=1, warmup=0, clip=None),
         "trajectory_steps": 50,
         "alignment": "released",
         "timestep_sampling": "uniform",
@@ -130,7 +153,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "candidate_state": "shared",
         "loss_weighting": "epsilon",
     },
-    "uce": {"method": "uce", "modules": ("xattn-kv",)},
+    "age": {"method": "age", "gumbel_temperature": 0.1, "gumbel_hard": False},
+    "ca": {"method": "ca", "adversary": "none", "modules": ("xattn-kv",), "loss_weighting": "epsilon"},
+    "uce": {"method": "uce", "adversary": "none", "modules": ("xattn-kv",)},
+    "rece": {"method": "rece", "adversary": "none", "modules": ("xattn-kv",)},
 }
 """Options by the name of a preset; all others are as ``EraseConfig`` has them."""
 

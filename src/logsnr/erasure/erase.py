@@ -8,14 +8,16 @@ from dataclasses import replace
 from typing import Any
 
 from logsnr.core.config import to_dict
+from logsnr.erasure.ablation import ConceptAblation
 from logsnr.erasure.candidates import Candidates, find_candidates
+from logsnr.erasure.closed_form import edit_closed_form
 from logsnr.erasure.config import EraseConfig, preset
 from logsnr.erasure.method import OutputErasure
-from logsnr.erasure.uce import edit_closed_form
 from logsnr.models.delta import Delta
 from logsnr.models.pipeline import Pipeline, check_pipeline
 from logsnr.train.loop import Progress, fit
 
+_CLOSED = ("uce", "rece")
 _SEARCHING = ("gumbel", "exhaustive", "random")
 
 
@@ -50,9 +52,12 @@ def erase_steps(pipe: Pipeline, config: EraseConfig) -> Generator[Progress, None
     """
     start = time.perf_counter()
     check_pipeline(pipe)
-    if config.method == "uce":
+    if config.method in _CLOSED:
         return _recorded(edit_closed_form(pipe, config), config, start)
-    method = OutputErasure(pipe, config, candidates_of(pipe, config))
+    if config.method == "ca":
+        method = ConceptAblation(pipe, config)
+    else:
+        method = OutputErasure(pipe, config, candidates_of(pipe, config))
     try:
         yield from fit(method, None, config.run)
         return _recorded(method.delta(), config, start)
@@ -62,7 +67,7 @@ def erase_steps(pipe: Pipeline, config: EraseConfig) -> Generator[Progress, None
 
 def candidates_of(pipe: Pipeline, config: EraseConfig) -> list[Candidates]:
     """The candidates of each target; none where the configuration does not search among any."""
-    if config.method == "uce" or config.adversary not in _SEARCHING:
+    if config.method in (*_CLOSED, "ca") or config.adversary not in _SEARCHING:
         return []
     return find_candidates(pipe, config.targets, config.candidates)
 

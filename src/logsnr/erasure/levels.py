@@ -25,7 +25,7 @@ class LevelDraw:
         self.weights = loss_weights(kind, self.grid[:-1], config.loss_weighting, cap=config.w_max)
         self.chances: list[float] | None = None
         if config.timestep_sampling == "uniform":
-            self.chances = normal([1.0] * len(self.weights))
+            self.chances = self.even()
         elif config.timestep_sampling == "weight":
             self.chances = with_floor(self.weights)
 
@@ -41,6 +41,10 @@ class LevelDraw:
         if self.exact:
             return place, weight, self.grid[place]
         return place, weight, levels_at(self.schedule, [1 - (place + within) / len(self.weights)])[0]
+
+    def even(self) -> list[float]:
+        """The same chance for every level."""
+        return normal([1.0] * len(self.weights))
 
     def noisiest_share(self, count: int = 5) -> float:
         """The share of all loss weight that the noisiest levels have."""

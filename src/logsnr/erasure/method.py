@@ -1,8 +1,8 @@
-"""Erasing undesirable concepts with adversarial preservation (2410.15618), and erased stable diffusion (2303.07345).
+"""Erasing undesirable concepts with adversarial preservation (2410.15618), and what it extends or is extended by.
 
-Implemented: both objectives, the search of the concept to preserve, several targets at once. Deviates by default from
-the authors' code: one sample serves both players, the network is told the level of its sample, levels are drawn by what
-they teach and cost, and there are 20 of them instead of 50.
+Implemented: its objective, that of ESD (2303.07345) and of AGE (2501.18950), the search of a concept, several targets.
+Deviates by default from the authors' code: one sample serves both players, the network is told the level of its sample,
+levels are drawn by what they teach and cost, and there are 20 of them instead of 50.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class OutputErasure:
         x, x_chosen = self._states(noise, rows, chosen, place, models)
         parts, scales = {}, {"erase": weight, "hold": weight * config.preservation_weight}
         if models:
-            parts["erase"] = self.erasing(x, told, rows)
+            parts["erase"] = self.erasing(x, told, rows, self._aims(chosen, len(x)))
         if chosen is not None:
             adversary = learns and (together or not models)
             parts["hold"] = self.holding(x_chosen, told, chosen, model=models, adversary=adversary).mean()
@@ -103,11 +103,15 @@ class OutputErasure:
         x, x_chosen = self.scores.state(torch.cat([start, start]), join_trees(texts, held), place).chunk(2)
         return x, x_chosen
 
-    def erasing(self, x: Tensor, told: Level, rows: Tensor) -> Tensor:
-        """The mean squared error between the targets' outputs on x and where they are led."""
+    def _aims(self, chosen: Tree | None, count: int) -> Tree:
+        """Where targets are led: to the anchor, or, by AGE, to the very concept that the adversary chose."""
+        return detach_tree(chosen) if self.config.method == "age" and chosen else repeat_row(self.anchor, count)
+
+    def erasing(self, x: Tensor, told: Level, rows: Tensor, aims: Tree) -> Tensor:
+        """The mean squared error between the targets' outputs on x and where they are led, beyond ``aims``."""
         scores, texts = self.scores, select_rows(self.texts, rows)
         with torch.no_grad():
-            prompts = join_trees(repeat_row(self.anchor, len(x)), texts)
+            prompts = join_trees(aims, texts)
             towards, away = scores.output(scores.old, torch.cat([x, x]), told, prompts).chunk(2)
         scores.cost.backward_full += len(x)
         found = scores.output(scores.new, x, told, texts)
@@ -150,7 +154,7 @@ class OutputErasure:
                 for place, weight in enumerate(scores.levels.weights):
                     since = place - 1 if place else None
                     x = scores.state(x, select_rows(self.texts, rows), place, since=since)
-                    loss = weight * self.erasing(x, scores.levels.grid[place], rows)
+                    loss = weight * self.erasing(x, scores.levels.grid[place], rows, repeat_row(self.anchor, count))
                     slopes = torch.autograd.grad(loss, edited, allow_unused=True)
                     squares[place] += sum(float(slope.square().sum()) for slope in slopes if slope is not None)
         prices = [2 * place + 5 for place in range(len(squares))]  # guided steps to a level, and its scores
@@ -165,10 +169,19 @@ class OutputErasure:
         return {"adversary": self.adversary} if self.adversary else {}
 
     def parameter_groups(self) -> list[Group]:
-        groups = [Group(list(self.scores.edited.values()), self.config.learning_rate)]
+        groups = [Group(list(self.scores.edited.values()), self.learning_rate())]
         if isinstance(self.adversary, Gumbel):
             groups.append(Group([self.adversary.logits], self.config.adversary_lr, maximize=True))
         return groups
+
+    def learning_rate(self) -> float:
+        """The configured one, or that by which Adam's steps add up to ``strength`` times the weights' size at most."""
+        config, weights = self.config, self.scores.before.values()
+        if config.learning_rate is not None:
+            return config.learning_rate
+        squares = sum(float(weight.double().square().sum()) for weight in weights)
+        size = (squares / sum(weight.numel() for weight in weights)) ** 0.5
+        return config.strength * size / config.run.steps
 
     def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         return torch.optim.Adam(groups)

@@ -1,19 +1,20 @@
-"""Unified concept editing (2308.14761): the projections of text are solved for in closed form.
+"""Unified concept editing (UCE, 2308.14761) and its reliable variant (RECE, 2407.12383), both in closed form.
 
 Each projection W of the text to keys or values becomes the least squares solution that sends a target's last token to
-what the anchor's was sent to, keeps what preserved prompts were sent to, and stays near W.
+what the anchor's was sent to, keeps what preserved prompts were sent to, and stays near W. RECE then looks for the
+embedding that still reaches the target, and erases that too, several times.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from logsnr.core.errors import InputError, UnsupportedError
 from logsnr.erasure.config import EraseConfig
-from logsnr.models.delta import Delta, DeltaRecord, check_editable, make_delta
+from logsnr.models.delta import Delta, DeltaRecord, check_editable
 from logsnr.models.fingerprint import fingerprint
 from logsnr.models.parameters import select_parameters
 from logsnr.models.pipeline import Pipeline, component_of, encode_prompts, network_of
@@ -41,12 +42,26 @@ def closed_form(
     return weight + torch.linalg.solve(gram, moved, left=False)
 
 
+def adversarial(now: Sequence[Tensor], before: Sequence[Tensor], texts: Tensor, *, ridge: float) -> Tensor:
+    """The embeddings (n, in), float64, that the projections now send nearest to where ``texts`` were sent before.
+
+    The least of sum |W c' - W_0 c|^2 + ridge |c'|^2 over all projections W (2407.12383).
+    """
+    gram = ridge * torch.eye(texts.shape[1], dtype=torch.float64, device=texts.device)
+    gram = gram + sum(weight.double().T @ weight.double() for weight in now)
+    aim = sum(new.double().T @ (old.double() @ texts.double().T) for new, old in zip(now, before, strict=True))
+    return torch.linalg.solve(gram, aim).T
+
+
+@torch.no_grad()
 def edit_closed_form(pipe: Pipeline, config: EraseConfig) -> Delta:
-    """The edit of every selected projection of text; no evaluation of the network. The pipeline itself stays.
+    """UCE's edit of every selected projection of text, or RECE's; no evaluation of the network. The pipeline stays.
+
+    RECE repeats it on the embeddings that still reach a target.
 
     Raises:
         InputError: the selection is empty, or holds a parameter that does not project text.
-        UnsupportedError: the pipeline's text does not reach the projections as the text encoder gives it.
+        UnsupportedError: the pipeline has no CLIP tokenizer.
     """
     network, component = network_of(pipe), component_of(pipe)
     check_editable(network, component)
@@ -55,23 +70,32 @@ def edit_closed_form(pipe: Pipeline, config: EraseConfig) -> Delta:
     erased = last_tokens(pipe, config.targets)
     guides = last_tokens(pipe, [config.anchor] * len(config.targets))
     kept = last_tokens(pipe, config.preserved) if config.preserved else erased[:0]
-    try:
-        for name, parameter in chosen.items():
-            _check(name, parameter, erased)
-            solved = closed_form(
-                parameter,
-                erased,
-                guides,
-                kept,
-                ridge=config.closed_form_ridge,
-                erase_scale=config.closed_form_scale,
-                keep_scale=config.preservation_weight,
-            )
-            parameter.data.copy_(solved)
-        return make_delta(pipe, {component: before}, DeltaRecord({component: base}, config.method, config.targets))
-    finally:
-        for name, value in before.items():
-            chosen[name].data.copy_(value)
+    for name, parameter in chosen.items():
+        _check(name, parameter, erased)
+    edited = _solved(before, erased, guides, kept, config)
+    for _ in range(config.closed_form_rounds if config.method == "rece" else 0):
+        found = adversarial(list(edited.values()), list(before.values()), erased, ridge=config.adversary_ridge)
+        edited = _solved(edited, found, guides, kept, config)
+    tensors = {f"{component}.{name}": value.to(before[name].dtype) for name, value in edited.items()}
+    return Delta(tensors, DeltaRecord({component: base}, config.method, config.targets))
+
+
+def _solved(
+    weights: Mapping[str, Tensor], erased: Tensor, guides: Tensor, kept: Tensor, config: EraseConfig
+) -> dict[str, Tensor]:
+    """The closed form of every projection."""
+    return {
+        name: closed_form(
+            weight,
+            erased,
+            guides,
+            kept,
+            ridge=config.closed_form_ridge,
+            erase_scale=config.closed_form_scale,
+            keep_scale=config.preservation_weight,
+        )
+        for name, weight in weights.items()
+    }
 
 
 def _check(name: str, parameter: nn.Parameter, texts: Tensor) -> None:
