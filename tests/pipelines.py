@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from string import ascii_lowercase
 from typing import Any
 
 import torch
@@ -23,7 +24,14 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from logsnr.models.text import build_text_encoder, build_tokenizer
 
@@ -214,6 +222,35 @@ def tiny_flux(seed: int = 0) -> FluxPipeline:
         **text,
     )
     pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def tiny_t5(width: int) -> tuple[T5Tokenizer, T5EncoderModel]:
+    """A T5 tokenizer over the words of the sentences and the letters, and an encoder of this width."""
+    words = sorted({word for sentence in SENTENCES for word in sentence.split()})
+    pieces = [(token, 0.0) for token in ("<pad>", "</s>", "<unk>")]
+    pieces += [("\u2581" + word, -2.0) for word in words] + [(letter, -8.0) for letter in "\u2581" + ascii_lowercase]
+    tokenizer = T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=16)
+    sizes = {"d_model": width, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    return tokenizer, T5EncoderModel(T5Config(vocab_size=len(pieces), **sizes)).eval()
+
+
+def tiny_pixart_with_text(seed: int = 0) -> PixArtAlphaPipeline:
+    """The same pipeline with a T5."""
+    pipe = tiny_pixart(seed)
+    pipe.tokenizer, pipe.text_encoder = tiny_t5(16)
+    return pipe
+
+
+def tiny_flux_with_text(seed: int = 0, *, distilled: bool = False) -> FluxPipeline:
+    """The same pipeline with a CLIP encoder and a T5, for 8x8 latents."""
+    pipe = tiny_flux(seed)
+    pipe.tokenizer = build_tokenizer(SENTENCES, max_length=8)
+    pipe.text_encoder = CLIPTextModel(tiny_clip(pipe.tokenizer))
+    pipe.tokenizer_2, pipe.text_encoder_2 = tiny_t5(8)
+    pipe.default_sample_size, pipe.tokenizer_max_length = 8, 8
+    if distilled:
+        pipe.transformer = FluxTransformer2DModel.from_config({**pipe.transformer.config, "guidance_embeds": True})
     return pipe
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pipelines
 import pytest
 import torch
 from diffusers import (
@@ -86,6 +87,34 @@ def test_order_one_of_a_flow_pipeline_is_flow_euler(steps: int) -> None:
     pipe.scheduler = SNRScheduler.from_config(pipe.scheduler.config, solver_order=1)
     dropped_in = stock_latents(pipe, steps, 2.0)
     assert (dropped_in - stock).abs().max() <= TOLERANCE * stock.square().mean().sqrt()
+
+
+@pytest.mark.parametrize("maker", ["tiny_sdxl", "tiny_pixart_with_text"])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_other_architectures_are_called_as_their_pipelines_call_them(maker: str, guidance: float) -> None:
+    pipe = getattr(pipelines, maker)()
+    options = {"timestep_spacing": "trailing", "variance_type": None}
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, **options)
+    given = {"use_resolution_binning": False, "negative_prompt": ""} if maker == "tiny_pixart_with_text" else {}
+    generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+    call = {"num_inference_steps": 5, "guidance_scale": guidance, "generator": generators, "output_type": "latent"}
+    stock = pipe(PROMPTS, **call, **given).images
+    ours = sample(pipe, PROMPTS, seeds=SEEDS, config=SampleConfig(steps=5, guidance_scale=guidance)).latents
+    assert (ours - stock).abs().max() <= 2 * TOLERANCE * stock.square().mean().sqrt()
+
+
+@pytest.mark.parametrize("distilled", [False, True])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_flux_is_called_as_its_pipeline_calls_it(distilled: bool, guidance: float) -> None:
+    pipe = pipelines.tiny_flux_with_text(distilled=distilled)
+    generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+    scales = {"guidance_scale": guidance} if distilled else {"true_cfg_scale": guidance, "negative_prompt": ""}
+    stock = pipe(PROMPTS, num_inference_steps=4, generator=generators, output_type="latent", **scales).images
+    made = sample(pipe, PROMPTS, seeds=SEEDS, config=SampleConfig(steps=4, order=1, guidance_scale=guidance))
+    ours = pipe._pack_latents(made.latents, *made.latents.shape)
+    assert (ours - stock).abs().max() <= 2 * TOLERANCE * stock.square().mean().sqrt()
+    assert made.network_evaluations == 2 * 4 * (2 if guidance > 1 and not distilled else 1)
+    assert made.images.shape == (2, 1, 16, 16)
 
 
 def test_image_to_image_starts_where_it_should() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pipelines
 import pytest
 import torch
 from pipelines import tiny_sd, tiny_sd3
 
 from logsnr.core.config import from_dict, to_dict
-from logsnr.core.errors import InputError
+from logsnr.core.errors import InputError, UnsupportedError
 from logsnr.erasure.ablation import ConceptAblation
 from logsnr.erasure.adversary import Continuous, Drawn, Exhaustive, Gumbel, allow, mix_rows
 from logsnr.erasure.candidates import excluded_names, find_candidates, representatives
@@ -19,9 +20,10 @@ from logsnr.erasure.config import PRESETS, CandidateConfig, EraseConfig, preset
 from logsnr.erasure.erase import candidates_of, erase, erase_steps
 from logsnr.erasure.method import OutputErasure
 from logsnr.erasure.scores import repeat_row
+from logsnr.models.delta import Delta
 from logsnr.models.fingerprint import fingerprint
 from logsnr.models.parameters import select_parameters
-from logsnr.models.pipeline import network_of
+from logsnr.models.pipeline import component_of, network_of
 from logsnr.train.config import FitConfig
 from logsnr.train.method import Batch
 
@@ -198,12 +200,11 @@ def test_blind_draws_are_allowed_and_even() -> None:
 
 
 def test_a_continuous_adversary_climbs() -> None:
-    adversary = Continuous({"text": torch.tensor([[3.0, 4.0]])}, 2, rate=0.1)
-    (adversary.choose(torch.tensor([1]), batch_of(), None)["text"] @ torch.tensor([1.0, 0.0])).sum().backward()
+    adversary = Continuous({"encoder_hidden_states": torch.tensor([[3.0, 4.0]])}, 2, rate=0.1)
+    adversary.choose(torch.tensor([1]), batch_of(), None)["encoder_hidden_states"][:, 0].sum().backward()
     adversary.after_step()
-    torch.testing.assert_close(
-        adversary.points["text"], torch.tensor([[3.0, 4.0], [3.5, 4.0]])
-    )  # a tenth of its norm, 5
+    moved = torch.tensor([[3.0, 4.0], [3.5, 4.0]])  # by a tenth of its norm, 5
+    torch.testing.assert_close(adversary.points.data, moved)
 
 
 # Cost
@@ -240,6 +241,25 @@ def test_text_is_encoded_once() -> None:
 
 
 # Runs
+
+
+@pytest.mark.parametrize("maker", ["tiny_sd", "tiny_sdxl", "tiny_sd3", "tiny_pixart_with_text", "tiny_flux_with_text"])
+@pytest.mark.parametrize("adversary", ["gumbel", "pgd", "exhaustive"])
+def test_every_architecture_is_edited(maker: str, adversary: str, tmp_path: Any) -> None:
+    pipe = getattr(pipelines, maker)()
+    network, run = network_of(pipe), FitConfig(steps=1, batch_size=2, warmup=0, clip=None)
+    base, config = fingerprint(network), config_of("bag", adversary=adversary, trajectory_steps=2, run=run)
+    delta = erase(pipe, config=config)
+    assert fingerprint(network) == base
+    delta.save_pretrained(tmp_path / "delta")
+    again = Delta.from_pretrained(tmp_path / "delta")
+    again.apply(pipe)
+    assert fingerprint(network) != base
+    again.revert(pipe)
+    assert fingerprint(network) == base
+    select = select_parameters(network, "xattn")
+    assert set(delta.tensors) <= {f"{component_of(pipe)}.{name}" for name in select}
+    assert len(delta.tensors) > len(select) / 2
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -410,6 +430,13 @@ def test_the_embedding_that_still_reaches_a_target_is_found_and_erased() -> None
             for w, v in zip(new, old, strict=True)
         )
     assert reach["rece"] > 1.2 * reach["uce"]  # after it no embedding comes as near
+
+
+def test_closed_forms_are_for_the_text_of_clip() -> None:
+    with pytest.raises(UnsupportedError, match="use eap or esd"):
+        erase(tiny_sd3(), config=replace(preset("uce", "bag"), modules=("context_embedder",)))
+    with pytest.raises(InputError, match="does not project text"):
+        erase(tiny_sd(), config=replace(preset("uce", "bag"), modules=("xattn",)))
 
 
 def test_ablation_learns_the_anchor_on_its_own_images() -> None:

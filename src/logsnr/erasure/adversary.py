@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from logsnr.models.denoiser import Tree, select_rows
 from logsnr.train.method import Batch
 
+_TEXT = "encoder_hidden_states"
 Search = Callable[[int, Tree], Tensor]
 """The loss (n,) of holding each row of a tree in place while a target is erased."""
 
@@ -104,29 +105,34 @@ class Continuous(Adversary):
     def __init__(self, texts: Tree, num_targets: int, *, rate: float):
         super().__init__(texts, torch.ones(num_targets, 1, dtype=torch.bool))
         self.rate = rate
-        self.points = nn.ParameterDict(
-            {name: nn.Parameter(text[:1].repeat_interleave(num_targets, 0).clone()) for name, text in texts.items()}
-        )
+        self.points = nn.Parameter(texts[_TEXT][:1].repeat_interleave(num_targets, 0).clone())
 
     def choose(self, targets: Tensor, batch: Batch, search: Search) -> Tree:
-        return {name: points[targets] for name, points in self.points.items()}
+        return {**select_rows(self.texts, torch.zeros_like(targets)), _TEXT: self.points[targets]}
 
     @torch.no_grad()
     def after_step(self) -> None:
-        for points in self.points.values():
-            if points.grad is not None:
-                rows, slope = points.flatten(1), points.grad.flatten(1)
-                length = rows.norm(dim=1, keepdim=True) / slope.norm(dim=1, keepdim=True).clamp(min=1e-12)
-                points += self.rate * (length * slope).view_as(points)
-                points.grad = None
+        if self.points.grad is not None:
+            rows, slope = self.points.flatten(1), self.points.grad.flatten(1)
+            length = rows.norm(dim=1, keepdim=True) / slope.norm(dim=1, keepdim=True).clamp(min=1e-12)
+            self.points.add_(self.rate * (length * slope).view_as(self.points))
+            self.points.grad = None
 
 
 def mix_rows(tree: Tree, weights: Tensor) -> dict[str, Any]:
-    """Mixtures of a tree's rows (n): those of weights (m, n), the same for every tensor, pooled text included."""
-    return {
-        name: torch.tensordot(weights.to(value), value, 1) if isinstance(value, Tensor) else mix_rows(value, weights)
-        for name, value in tree.items()
-    }
+    """Mixtures of a tree's rows (n): those of weights (m, n), the same for every tensor, pooled text included.
+
+    What is no real number, such as a mask, is that of the greatest weight.
+    """
+    mixed: dict[str, Any] = {}
+    for name, value in tree.items():
+        if not isinstance(value, Tensor):
+            mixed[name] = mix_rows(value, weights)
+        elif value.is_floating_point():
+            mixed[name] = torch.tensordot(weights.to(value), value, 1)
+        else:
+            mixed[name] = value[weights.argmax(1)]
+    return mixed
 
 
 def allow(names: Sequence[str], lists: Sequence[Sequence[str]]) -> Tensor:

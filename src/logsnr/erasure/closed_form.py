@@ -8,6 +8,7 @@ embedding that still reaches the target, and erases that too, several times.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ def edit_closed_form(pipe: Pipeline, config: EraseConfig) -> Delta:
 
     Raises:
         InputError: the selection is empty, or holds a parameter that does not project text.
-        UnsupportedError: the pipeline has no CLIP tokenizer.
+        UnsupportedError: the network is no UNet.
     """
     network, component = network_of(pipe), component_of(pipe)
     check_editable(network, component)
@@ -110,12 +111,14 @@ def last_tokens(pipe: Pipeline, prompts: Sequence[str]) -> Tensor:
     """The text embedding of each prompt's last word (n, width); of an empty prompt, that of its end.
 
     Raises:
-        UnsupportedError: the pipeline has no CLIP tokenizer to find it by.
+        UnsupportedError: the network is no UNet, whose text comes as CLIP encoders give it.
     """
-    tokenizer = getattr(pipe, "tokenizer", None)
-    if tokenizer is None:
-        raise UnsupportedError("this pipeline has no tokenizer to find the last word by: use a trained method")
+    if component_of(pipe) != "unet":
+        raise UnsupportedError(
+            f"closed forms edit projections of CLIP's text, which {type(pipe).__name__} has not as such: use eap or esd"
+        )
     texts = encode_prompts(pipe, prompts, guided=False).values["encoder_hidden_states"]
+    tokenizer: Any = pipe.tokenizer
     ids = [tokenizer(prompt, truncation=True, max_length=tokenizer.model_max_length).input_ids for prompt in prompts]
     places = [max(len(found) - 2, 1) if prompt else 1 for found, prompt in zip(ids, prompts, strict=True)]
     return texts[torch.arange(len(prompts)), torch.tensor(places)]

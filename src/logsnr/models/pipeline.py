@@ -9,19 +9,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusion3Pipeline, StableDiffusionPipeline
+from diffusers import (
+    DiffusionPipeline,
+    FluxPipeline,
+    PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers.utils import logging as transformers_logging
 
-from logsnr.core.errors import BrokenError, InputError, MissingError, UnsupportedError
+from logsnr.core.errors import BrokenError, InputError, MissingError
+from logsnr.models.architectures import architecture_of, is_distilled
 from logsnr.models.attention import zeros_once
 from logsnr.models.denoiser import Conditioning, NetworkDenoiser, select_rows
 from logsnr.models.replay import is_plain, replaying
 from logsnr.schedules.scheduler_config import from_scheduler_config, kind_of, timestep_of
 
-Pipeline = StableDiffusionPipeline | StableDiffusion3Pipeline
+Pipeline = (
+    StableDiffusionPipeline
+    | StableDiffusionXLPipeline
+    | StableDiffusion3Pipeline
+    | PixArtAlphaPipeline
+    | PixArtSigmaPipeline
+    | FluxPipeline
+)
 
 
 def open_pipeline(model: str | Path) -> Pipeline:
@@ -55,8 +71,7 @@ def check_pipeline(pipe: Any) -> Pipeline:
     Raises:
         UnsupportedError: it is of another kind.
     """
-    if not isinstance(pipe, StableDiffusionPipeline | StableDiffusion3Pipeline):
-        raise UnsupportedError(f"{type(pipe).__name__} is not supported yet: use a Stable Diffusion 1, 2 or 3 pipeline")
+    architecture_of(pipe)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -116,37 +131,37 @@ def denoiser_of(
     """
     config = pipe.scheduler.config
     schedule, kind = from_scheduler_config(config), kind_of(config)
-    network, module = _network(pipe, weights)
+    network, module = _network(pipe, weights, guidance_scale)
     if replay and weights is None and is_plain(module):
         wrap = partial(replaying, module)
         length = _length_before_zeros(pipe)
         network = zeros_once(module, network, wrap, length=length) if length else wrap(network)
-    return NetworkDenoiser(network, schedule, kind, lambda at: timestep_of(config, at), guidance_scale=guidance_scale)
-
-
-def network_of(pipe: Pipeline) -> nn.Module:
-    """The pipeline's denoising network."""
-    return pipe.transformer if isinstance(pipe, StableDiffusion3Pipeline) else pipe.unet
+    scale = 1.0 if is_distilled(pipe) else guidance_scale
+    return NetworkDenoiser(network, schedule, kind, lambda at: timestep_of(config, at), guidance_scale=scale)
 
 
 def component_of(pipe: Pipeline) -> str:
     """The name that the denoising network has in the pipeline."""
-    return "transformer" if isinstance(pipe, StableDiffusion3Pipeline) else "unet"
+    return architecture_of(pipe).component
 
 
-def _network(pipe: Pipeline, weights: Mapping[str, Tensor] | None) -> tuple[Callable[..., Tensor], nn.Module]:
+def network_of(pipe: Pipeline) -> nn.Module:
+    """The pipeline's denoising network."""
+    return getattr(pipe, component_of(pipe))
+
+
+def _network(
+    pipe: Pipeline, weights: Mapping[str, Tensor] | None, guidance: float
+) -> tuple[Callable[..., Tensor], nn.Module]:
     """The network as a function of (xt, timestep, **cond) in its own precision, and the module behind it."""
     module: Any = network_of(pipe)
-    dtype, joint = module.dtype, isinstance(pipe, StableDiffusion3Pipeline)  # dtype looks through all parameters: once
+    architecture, dtype = architecture_of(pipe), module.dtype  # dtype looks through all parameters: once
 
     def call(xt: Tensor, timestep: Tensor, **cond: Any) -> Tensor:
-        inputs, given = (xt.to(dtype),), {**cond, "return_dict": False}
-        if joint:
-            given["timestep"] = timestep.expand(len(xt))
-        else:
-            inputs = (*inputs, timestep)
+        inputs, given = architecture.arguments(pipe, xt.to(dtype), timestep, cond, guidance)
+        given = {**given, "return_dict": False}
         output = module(*inputs, **given) if weights is None else functional_call(module, dict(weights), inputs, given)
-        return output[0].to(xt.dtype)
+        return architecture.output(pipe, output[0], xt).to(xt.dtype)
 
     return call, module
 
@@ -162,7 +177,7 @@ def _length_before_zeros(pipe: Pipeline) -> int | None:
 def encode_prompts(pipe: Pipeline, prompts: Sequence[str], *, negative: str = "", guided: bool = True) -> Conditioning:
     """Conditioning with one row per prompt; equal prompts go through the text encoder once."""
     unique = list(dict.fromkeys([*prompts, negative] if guided else prompts))
-    tree = _encode(pipe, unique)
+    tree = architecture_of(pipe).encode(pipe, unique)
     rows = torch.tensor([unique.index(prompt) for prompt in prompts])
     values = select_rows(tree, rows)
     if not guided:
@@ -170,21 +185,14 @@ def encode_prompts(pipe: Pipeline, prompts: Sequence[str], *, negative: str = ""
     return Conditioning(values, select_rows(tree, torch.full((len(prompts),), unique.index(negative))))
 
 
-def _encode(pipe: Pipeline, prompts: list[str]) -> dict[str, Tensor]:
-    device = pipe._execution_device
-    if isinstance(pipe, StableDiffusion3Pipeline):
-        text, _, pooled, _ = pipe.encode_prompt(
-            prompts, prompts, prompts, device=device, do_classifier_free_guidance=False
-        )
-        return {"encoder_hidden_states": text, "pooled_projections": pooled}
-    text, _ = pipe.encode_prompt(prompts, device, 1, False)
-    return {"encoder_hidden_states": text}
-
-
 def latent_shape(pipe: Pipeline) -> tuple[int, int, int]:
     """Channels, height and width of the pipeline's latents at its own resolution."""
-    config = (pipe.transformer if isinstance(pipe, StableDiffusion3Pipeline) else pipe.unet).config
-    return config.in_channels, config.sample_size, config.sample_size
+    return architecture_of(pipe).shape(pipe)
+
+
+def grid_options(pipe: Pipeline, steps: int) -> dict[str, Any]:
+    """What the pipeline tells its scheduler beside the number of steps, as ``scheduler_grid`` takes it."""
+    return architecture_of(pipe).grid_options(pipe, steps)
 
 
 @torch.no_grad()

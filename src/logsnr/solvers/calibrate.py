@@ -174,7 +174,7 @@ def _mean(found: Tensor) -> float:
 def _own_levels(pipe: Pipeline, schedule: Schedule, steps: int) -> list[Level] | None:
     """The levels of the pipeline's own scheduler; none where it cannot make that many steps."""
     try:
-        return make_grid(schedule, pipe.scheduler, SampleConfig(steps=steps))
+        return make_grid(pipe, schedule, SampleConfig(steps=steps))
     except (InputError, UnsupportedError):
         return None
 

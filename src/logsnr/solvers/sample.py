@@ -15,7 +15,15 @@ from torch import Tensor
 from logsnr.core.errors import InputError
 from logsnr.core.types import Denoiser, Level, Prediction, Solver
 from logsnr.models.fingerprint import fingerprint
-from logsnr.models.pipeline import Pipeline, decode_latents, denoiser_of, encode_prompts, latent_shape, network_of
+from logsnr.models.pipeline import (
+    Pipeline,
+    decode_latents,
+    denoiser_of,
+    encode_prompts,
+    grid_options,
+    latent_shape,
+    network_of,
+)
 from logsnr.schedules.grids import GRIDS
 from logsnr.schedules.prediction import check_start
 from logsnr.schedules.schedule import Schedule, warn_outside
@@ -72,13 +80,14 @@ def sample_steps(
         yield x
 
 
-def make_grid(schedule: Schedule, scheduler: Any, config: SampleConfig) -> list[Level]:
+def make_grid(pipe: Pipeline, schedule: Schedule, config: SampleConfig) -> list[Level]:
     """The grid that a sampling configuration names; "scheduler" is the model's own, an SNRScheduler's grid included."""
     if config.grid != "scheduler":
         return GRIDS[config.grid](schedule, config.steps)
+    scheduler, told = pipe.scheduler, grid_options(pipe, config.steps)
     if isinstance(scheduler, SNRScheduler):
-        return scheduler.grid_of(config.steps)
-    return scheduler_grid(scheduler, schedule, config.steps)
+        return scheduler.grid_of(config.steps, **(told if scheduler.config.grid == "scheduler" else {}))
+    return scheduler_grid(scheduler, schedule, config.steps, **told)
 
 
 def make_solver(config: SampleConfig) -> Exponential:
@@ -101,7 +110,7 @@ def make_run(pipe: Pipeline, schedule: Schedule, config: SampleConfig) -> tuple[
         levels = table.levels(schedule)
         warn_outside(schedule, levels)
         return levels, table.solver()
-    grid, solver = make_grid(schedule, pipe.scheduler, config), make_solver(config)
+    grid, solver = make_grid(pipe, schedule, config), make_solver(config)
     rule = rule_of(pipe.scheduler.config) if config.grid == "scheduler" else config.grid
     check_coarse(solver.order, solver.linear, rule, config.steps)
     warn_outside(schedule, grid)
