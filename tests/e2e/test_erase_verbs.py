@@ -36,7 +36,7 @@ def test_a_concept_is_erased_sampled_and_measured(capsys: pytest.CaptureFixture[
     command += ["--steps", "12", "--batch-size", "4", "--out", str(tmp_path / "run")]
     dry = result(capsys, *command, "--dry-run")
     assert not (tmp_path / "run").exists()
-    made = result(capsys, *command, "--quiet")
+    made = result(capsys, *command, "--quiet", "--export", "kohya", "comfyui", "--rank", "4")
     assert {"delta", "network_evaluations", "evaluation_equivalents", "seconds", "candidates"} <= made.keys()
     assert made["network_evaluations"] < 12 * dry["network_evaluations"]
     assert "bootie" not in made["candidates"]["ankle boot"]
@@ -45,6 +45,10 @@ def test_a_concept_is_erased_sampled_and_measured(capsys: pytest.CaptureFixture[
     assert all(name.startswith("unet.") and ".attn2." in name for name in delta.tensors)
     assert delta.record.targets == ("ankle boot",)
     assert delta.record.config["strength"] == 0.3
+
+    assert 0 < made["exports"]["kohya"]["error"] < 1
+    assert made["exports"]["comfyui"]["error"] == 0
+    assert set(Delta.from_pretrained(tmp_path / "run" / "rank-4").tensors) < set(delta.tensors)
 
     drawn = []
     for more in ([], ["--delta", made["delta"]]):

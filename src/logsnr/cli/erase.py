@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tqdm.auto import tqdm
@@ -54,6 +54,10 @@ class Erase(Console):
     """Targets in one step."""
     seed: int | None = None
     """Seed of everything that is drawn."""
+    export: tuple[Literal["peft", "diffusers", "kohya", "comfyui"], ...] = ()
+    """Write the delta for other programs too, to OUT/FORMAT: low-rank adapters, or for comfyui the whole difference."""
+    rank: int = 16
+    """Rank of the adapters; what they leave out is printed, and OUT/rank-RANK has it as a delta to measure."""
     list_candidates: Flag = False
     """Print what the adversary may choose from, nearest first, and what is left out; and stop."""
     out: Path = Path("out")
@@ -117,8 +121,20 @@ class Erase(Console):
             bar.close()
         delta.save_pretrained(self.out / "delta")
         values = _values(delta, self.out / "delta", time.monotonic() - start)
+        values["exports"] = self._export(pipe, delta)
         self.result(values, _lines(delta, values))
         return 0
+
+    def _export(self, pipe: Pipeline, delta: Delta) -> dict[str, Any]:
+        """The delta in other formats, and as the adapters have it."""
+        from logsnr.models.export import export_delta, truncated
+
+        written: dict[str, Any] = {}
+        for name in self.export:
+            written[name] = asdict(export_delta(delta, pipe, self.out / name, name, rank=self.rank))
+        if set(written) - {"comfyui"}:
+            truncated(delta, pipe, self.rank).save_pretrained(self.out / f"rank-{self.rank}")
+        return written
 
     def _list(self, pipe: Pipeline, config: EraseConfig) -> int:
         from logsnr.erasure.erase import candidates_of
@@ -183,5 +199,9 @@ def _lines(delta: Delta, values: dict[str, Any]) -> list[str]:
     return [
         f"{', '.join(delta.record.targets)} erased in {len(delta.tensors)} tensors ({numbers:,} numbers)",
         f"{values['network_evaluations']:,} network evaluations, {values['seconds']} s: {values['delta']}",
+        *(
+            f"{name}: {found['path']}, {found['error']:.1%} of the change is not in it"
+            for name, found in values["exports"].items()
+        ),
         "what it erased and what it hurt is not measured yet: see logsnr evaluate --protocol erasure",
     ]

@@ -68,6 +68,15 @@ class Delta:
         for module, values in self._parts(pipe, force=force):
             _assign(module, values)
 
+    def differences(self, pipe: Any) -> dict[str, Tensor]:
+        """What ``apply`` would add to each parameter, in float32, by its name here. The errors are ``apply``'s."""
+        changes = {}
+        for component, (module, values) in zip(self._components(), self._parts(pipe, force=False), strict=True):
+            own = dict(module.named_parameters())
+            for name, value in values.items():
+                changes[f"{component}.{name}"] = value.float() - own[name].detach().float()
+        return changes
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the tensors, the record and a card to a folder, whole or not at all.
 
