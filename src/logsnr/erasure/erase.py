@@ -54,15 +54,19 @@ def erase_steps(pipe: Pipeline, config: EraseConfig) -> Generator[Progress, None
     check_pipeline(pipe)
     if config.method in _CLOSED:
         return _recorded(edit_closed_form(pipe, config), config, start)
-    if config.method == "ca":
-        method = ConceptAblation(pipe, config)
-    else:
-        method = OutputErasure(pipe, config, candidates_of(pipe, config))
+    method = make_method(pipe, config)
     try:
         yield from fit(method, None, config.run)
         return _recorded(method.delta(), config, start)
     finally:
         method.scores.restore()
+
+
+def make_method(pipe: Pipeline, config: EraseConfig) -> OutputErasure:
+    """What ``fit`` trains, for looks at a run between its steps; ``scores.restore()`` gives the pipeline back."""
+    if config.method == "ca":
+        return ConceptAblation(pipe, config)
+    return OutputErasure(pipe, config, candidates_of(pipe, config))
 
 
 def candidates_of(pipe: Pipeline, config: EraseConfig) -> list[Candidates]:
