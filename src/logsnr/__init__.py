@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from logsnr.solvers.scheduler import SNRScheduler
     from logsnr.train.config import FitConfig
     from logsnr.train.loop import fit
+    from logsnr.train.projection import GradientProjectionMemory
     from logsnr.worlds.load import load
 
 _HOMES = {
@@ -30,6 +31,7 @@ _HOMES = {
     "Delta": "logsnr.models.delta",
     "EraseConfig": "logsnr.erasure.config",
     "FitConfig": "logsnr.train.config",
+    "GradientProjectionMemory": "logsnr.train.projection",
     "InformationConfig": "logsnr.information.config",
     "Level": "logsnr.core.types",
     "SNRScheduler": "logsnr.solvers.scheduler",
@@ -51,6 +53,7 @@ __all__ = [
     "Delta",
     "EraseConfig",
     "FitConfig",
+    "GradientProjectionMemory",
     "InformationConfig",
     "Level",
     "SNRScheduler",
