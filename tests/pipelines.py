@@ -56,14 +56,14 @@ def tiny_autoencoder(latent_channels: int = 4, **config: float) -> AutoencoderKL
 STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
 
 
-def tiny_unet(**config: Any) -> UNet2DConditionModel:
+def tiny_unet(text_width: int = 16, **config: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(8, 8),
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=16,
+        cross_attention_dim=text_width,
         attention_head_dim=2,
         norm_num_groups=4,
         **config,
@@ -85,15 +85,15 @@ def tiny_clip(tokenizer: Any) -> CLIPTextConfig:
     )
 
 
-def tiny_sd(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusionPipeline:
+def tiny_sd(prediction_type: str = "epsilon", seed: int = 0, *, text_width: int = 16) -> StableDiffusionPipeline:
     """A Stable Diffusion 1.x pipeline of some ten thousand parameters with 8x8 latents of 4 channels."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer(SENTENCES, max_length=8)
-    unet = tiny_unet()
+    unet = tiny_unet(text_width)
     scheduler = DPMSolverMultistepScheduler(prediction_type=prediction_type, **STABLE_DIFFUSION)
     pipe = StableDiffusionPipeline(
         vae=tiny_autoencoder(scaling_factor=0.5),
-        text_encoder=build_text_encoder(tokenizer, width=16, layers=1),
+        text_encoder=build_text_encoder(tokenizer, width=text_width, layers=1),
         tokenizer=tokenizer,
         unet=unet,
         scheduler=scheduler,

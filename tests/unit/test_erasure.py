@@ -17,13 +17,13 @@ from logsnr.erasure.adversary import Continuous, Drawn, Exhaustive, Gumbel, allo
 from logsnr.erasure.candidates import excluded_names, find_candidates, representatives
 from logsnr.erasure.closed_form import adversarial, closed_form, last_tokens
 from logsnr.erasure.config import PRESETS, CandidateConfig, EraseConfig, preset
-from logsnr.erasure.erase import candidates_of, erase, erase_steps
+from logsnr.erasure.erase import candidates_of, erase, erase_steps, make_method
 from logsnr.erasure.method import OutputErasure
 from logsnr.erasure.scores import repeat_row
 from logsnr.models.delta import Delta
 from logsnr.models.fingerprint import fingerprint
 from logsnr.models.parameters import select_parameters
-from logsnr.models.pipeline import component_of, network_of
+from logsnr.models.pipeline import component_of, denoiser_of, encode_prompts, latent_shape, network_of
 from logsnr.train.config import FitConfig
 from logsnr.train.method import Batch
 
@@ -346,6 +346,38 @@ def test_strength_is_the_most_that_a_weight_moves(steps: int) -> None:
     size = torch.cat([value.detach().flatten() for value in before.values()]).square().mean().sqrt()
     farthest = max(float((value - before[name].detach()).abs().max()) for name, value in delta.tensors.items())
     assert 0.1 * float(size) < farthest <= 0.2 * float(size) * 1.001
+
+
+@pytest.mark.parametrize("adversary", ["gumbel", "none"])
+def test_protected_prompts_keep_every_output(adversary: str) -> None:
+    pipe = tiny_sd(text_width=32)  # two prompts of eight tokens take half of it
+    run = FitConfig(steps=8, batch_size=2, warmup=0, clip=None)
+    config = config_of("bag", adversary=adversary, protected=("sneaker",), modules=("xattn-kv",), run=run)
+    free = replace(config, protected=())
+    level, x = denoiser_of(pipe).schedule.level(0.6), torch.randn(4, *latent_shape(pipe))
+    texts = {word: encode_prompts(pipe, [word] * 4, guided=False).values for word in ("sneaker", "bag", "")}
+
+    def outputs() -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            return {word: denoiser_of(pipe).output(x, level, text) for word, text in texts.items()}
+
+    before, changes = outputs(), {}
+    for name, each in (("protected", config), ("free", free)):
+        delta = erase(pipe, config=each)
+        delta.apply(pipe)
+        changes[name] = {word: float((found - before[word]).abs().max()) for word, found in outputs().items()}
+        delta.revert(pipe)
+    assert changes["protected"]["sneaker"] < 1e-5
+    assert changes["protected"][""] < 1e-5
+    assert changes["protected"]["bag"] > 1e-4
+    assert changes["free"]["sneaker"] > 1e-4
+
+
+def test_protection_is_for_keys_and_values() -> None:
+    with pytest.raises(InputError, match="xattn-kv"):
+        make_method(tiny_sd(), config_of("bag", protected=("sneaker",)))
+    with pytest.raises(InputError, match="xattn-kv"):
+        make_method(tiny_sd3(), config_of("bag", protected=("sneaker",), modules=("xattn-kv",)))
 
 
 # Candidates

@@ -34,6 +34,8 @@ class Erase(Console):
     """eap (adversarial preservation), eap-paper (as released), esd, esd-x0, esd-preserve, age, ca, uce or rece."""
     config: Path | None = None
     """A JSON file of any options of EraseConfig, over those of the method; the options below come after it."""
+    after: tuple[Path, ...] = ()
+    """Earlier deltas to build on, in their order: what they erased and held stays exactly so; edits keys and values."""
     anchor: str | None = None
     """The prompt that a target is led towards; "" by default."""
     preserved: tuple[str, ...] | None = None
@@ -75,6 +77,7 @@ class Erase(Console):
         if (self.out / "delta").exists():
             raise InputError(f"{self.out / 'delta'} exists already: choose another --out, or remove it first")
         pipe, config = load(self.model), _with_words(self.model, config)
+        config = self._build_on(pipe, config)
         if self.list_candidates:
             return self._list(pipe, config)
         return self._dry_run(pipe, config) if self.dry_run else self._erase(pipe, config)
@@ -97,6 +100,19 @@ class Erase(Console):
         merged["candidates"] = {**found["candidates"], **given.get("candidates", {})}
         merged["run"] = {**found["run"], **given.get("run", {}), **run, "resume": self.resume}
         return from_dict(EraseConfig, merged)
+
+    def _build_on(self, pipe: Pipeline, config: EraseConfig) -> EraseConfig:
+        """The earlier deltas put into the pipeline, and what they erased and held protected."""
+        from logsnr.models.delta import Delta
+
+        protected, modules = list(config.protected), config.modules
+        for folder in self.after:
+            delta = Delta.from_pretrained(folder)
+            delta.merge(pipe)
+            earlier = delta.record.config
+            protected += [*delta.record.targets, *earlier.get("preserved", ()), *earlier.get("protected", ())]
+            modules = modules if self.modules else ("xattn-kv",)
+        return replace(config, protected=tuple(dict.fromkeys(protected)), modules=modules)
 
     def _erase(self, pipe: Pipeline, config: EraseConfig) -> int:
         from logsnr.erasure.erase import erase_steps

@@ -58,6 +58,10 @@ class EraseConfig:
     """The prompt that a target is led towards."""
     preserved: tuple[str, ...] = ()
     """Prompts that a fixed adversary and closed forms hold in place."""
+    protected: tuple[str, ...] = ()
+    """Prompts whose keys and values stay exactly as they are, whatever is trained: needs the modules xattn-kv."""
+    protected_energy: float = 1.0
+    """1 protects all directions of these prompts' text; less protects as few as hold this share and leaves room."""
     negative_guidance: float = 1.0
     """How far beyond the anchor a target is led away: 0 is to the anchor itself."""
     preservation_weight: float = 1.0
@@ -129,8 +133,8 @@ class EraseConfig:
         if len(set(self.targets)) < len(self.targets):
             raise InputError("a target is named twice: name each once")
         for target in self.targets:
-            if target == self.anchor or target in self.preserved:
-                raise InputError(f"{target!r} cannot be erased and kept: take it out of the anchor or of preserved")
+            if target == self.anchor or target in (*self.preserved, *self.protected):
+                raise InputError(f"{target!r} cannot be erased and kept: take it out of anchor, preserved or protected")
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -30,6 +30,7 @@ from logsnr.models.delta import Delta, DeltaRecord, make_delta, write_delta
 from logsnr.models.denoiser import Tree, join_trees, num_rows, select_rows, split_tree
 from logsnr.models.pipeline import Pipeline
 from logsnr.train.method import Batch, Group, Loss, load_module_state, module_state
+from logsnr.train.projection import GradientProjectionMemory
 
 
 class OutputErasure:
@@ -43,6 +44,7 @@ class OutputErasure:
         self.scores = Scores(pipe, config)
         self.texts, self.anchor = self.scores.encode(list(config.targets)), self.scores.encode([config.anchor])
         self.adversary = self._adversary()
+        self.memory = self._memory()
 
     def _adversary(self) -> Adversary | None:
         config, encode = self.config, self.scores.encode
@@ -60,6 +62,22 @@ class OutputErasure:
         if config.adversary == "exhaustive":
             return Exhaustive(texts, allowed, every=config.search_every)
         return Drawn(texts, allowed)
+
+    def _memory(self) -> GradientProjectionMemory | None:
+        """What keeps the keys and values of protected prompts, by the projection of every step."""
+        config, edited = self.config, self.scores.edited
+        if not config.protected:
+            return None
+        texts = self.scores.encode(["", *config.protected])["encoder_hidden_states"].flatten(0, 1)
+        if any(weight.shape[1:] != texts.shape[1:] for weight in edited.values()):
+            raise InputError(
+                "protected prompts are kept exactly where text becomes keys and values, and more is selected: say "
+                "xattn-kv for the modules, of a network with cross-attention"
+            )
+        rank = "exact" if config.protected_energy == 1 else "energy"
+        memory = GradientProjectionMemory(rank=rank, energy=config.protected_energy)
+        memory.remember(texts, edited)
+        return memory
 
     def loss(self, batch: Batch, step: int) -> Loss:
         """Erasing and holding on one level for all rows; where the players alternate, of the one whose step it is."""
@@ -189,6 +207,8 @@ class OutputErasure:
     def after_step(self, step: int) -> None:
         if self.adversary:
             self.adversary.after_step()
+        if self.memory:
+            self.memory.correct(self.scores.edited)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         edited = {f"edited.{name}": parameter.detach() for name, parameter in self.scores.edited.items()}
@@ -226,6 +246,8 @@ class OutputErasure:
             "candidates": {c.target: dict(zip(c.names, c.distances, strict=True)) for c in self.candidates},
             "excluded": list(self.candidates[0].excluded) if self.candidates else [],
         }
+        if self.memory:
+            found["protected_directions"] = self.memory.sizes()["inputs"]
         if isinstance(self.adversary, Gumbel):
             chances = self.adversary.chances()
             found["adversary_entropy"] = torch.special.entr(chances).sum(1).tolist()
