@@ -1,0 +1,123 @@
+"""The arms of the erasure benchmark: every method with its one knob of strength, on the same targets and lists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from logsnr.core.random import generator
+from logsnr.data.captions import Wording
+from logsnr.erasure.config import CandidateConfig, EraseConfig, preset
+from logsnr.erasure.erase import erase, make_method
+from logsnr.models.pipeline import network_of
+from logsnr.train.config import FitConfig
+from logsnr.train.loop import fit
+
+STEP = 0.01
+"""What a weight moves at most in one step of training, as a share of the weights' size."""
+SNAPSHOTS = (10, 15, 20, 30, 40, 60, 80, 120, 160, 240)
+SCALES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+"""Weights of the targets in closed forms."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """An edit at one strength: the changed parameters, and what it took."""
+
+    strength: float
+    tensors: dict[str, Tensor]
+    evaluation_equivalents: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is erased and what may be held: where the kept classes are known, their names too, else no word of them."""
+
+    targets: tuple[str, ...]
+    kept: tuple[str, ...]
+    words: tuple[str, ...]
+    kin: tuple[str, ...]
+    seed: int
+
+
+def task_of(captions: Wording, targets: Sequence[str], seed: int, *, informed: bool) -> Task:
+    """A task on a world's classes; without knowledge of the kept ones, no word of their names is in any list."""
+    names = [name for synonyms in captions.names for name in synonyms]
+    kin = tuple(other for synonyms in captions.names if set(synonyms) & set(targets) for other in synonyms)
+    parts = {part for name in names for part in name.split()}
+    words = sorted({w for s in captions.all_sentences() for w in s.split() if w.isalpha() and w not in parts})
+    kept = tuple(name for name in names if name not in kin) if informed else ()
+    return Task(tuple(targets), kept, (*kept, *words), kin, seed)
+
+
+def trained(name: str, **changes: Any) -> Callable[[Any, Task], Iterator[Snapshot]]:
+    """An arm that trains; its strengths are moments of one run."""
+
+    def run(pipe: Any, task: Task) -> Iterator[Snapshot]:
+        steps = SNAPSHOTS[-1]
+        candidates = CandidateConfig(task.words, sampler="all", exclude=task.kin)
+        fixed = {"strength": STEP * steps, "candidates": candidates}
+        fit_config = FitConfig(steps=steps, batch_size=8, warmup=0, clip=None, seed=task.seed)
+        method = make_method(pipe, replace(_config(name, task), **{**fixed, **changes}, run=fit_config))
+        try:
+            for progress in fit(method, None, fit_config):
+                if progress.step in SNAPSHOTS:
+                    tensors = {key: value.detach().clone() for key, value in method.scores.edited.items()}
+                    yield Snapshot(progress.step, tensors, method.scores.cost.evaluation_equivalents)
+        finally:
+            method.scores.restore()
+
+    return run
+
+
+def closed(name: str, **changes: Any) -> Callable[[Any, Task], Iterator[Snapshot]]:
+    """An arm in closed form; its strengths are weights of the targets."""
+
+    def run(pipe: Any, task: Task) -> Iterator[Snapshot]:
+        for scale in SCALES:
+            config = replace(_config(name, task), closed_form_scale=scale, **changes)
+            delta = erase(pipe, config=config)
+            yield Snapshot(scale, {key.partition(".")[2]: value for key, value in delta.tensors.items()}, 0)
+
+    return run
+
+
+def _config(name: str, task: Task) -> EraseConfig:
+    """The preset on the task; what preserves prompts preserves all that the task allows."""
+    config = preset(name, *task.targets)
+    return replace(config, preserved=task.words) if config.method in ("uce", "rece") else config
+
+
+def noise(pipe: Any, task: Task) -> Iterator[Snapshot]:
+    """No method: random changes of the size that training makes, as a control of damage."""
+    from logsnr.models.parameters import select_parameters
+
+    draws = generator(task.seed, "noise")
+    chosen = {name: value.detach() for name, value in select_parameters(network_of(pipe), "xattn").items()}
+    size = (sum(float(v.square().sum()) for v in chosen.values()) / sum(v.numel() for v in chosen.values())) ** 0.5
+    change = {name: torch.randn(value.shape, generator=draws) for name, value in chosen.items()}
+    for share in (0.1, 0.2, 0.4, 0.8):
+        yield Snapshot(share, {name: value + share * size * change[name] for name, value in chosen.items()}, 0)
+
+
+ARMS: dict[str, Callable[[Any, Task], Iterator[Snapshot]]] = {
+    "EAP": trained("eap"),
+    "ESD": trained("esd"),
+    "ESD + x0": trained("esd-x0"),
+    "UCE": closed("uce"),
+    "UCE, empty prompt": closed("uce", preserved=("",)),
+    "CA": trained("ca"),
+    "EAP, exhaustive": trained("eap", adversary="exhaustive"),
+    "EAP, random": trained("eap", adversary="random"),
+    "EAP, fixed empty prompt": trained("eap", adversary="fixed", preserved=("",)),
+    "EAP, as released": trained("eap", adversary_grad="edited", adversary_schedule="alternating"),
+    "ESD, preserve": trained("esd-preserve"),
+    "AGE": trained("age"),
+    "RECE": closed("rece"),
+    "noise": noise,
+}
+MAIN = ("EAP", "ESD", "ESD + x0", "UCE", "CA")
