@@ -306,21 +306,21 @@ def test_training_leads_the_target_away_and_holds_the_rest() -> None:
         "bag",
         adversary="fixed",
         preserved=("sneaker",),
-        run=FitConfig(steps=40, batch_size=4, warmup=0),
+        run=FitConfig(steps=20, batch_size=4, warmup=0),
         trajectory_steps=2,
-        learning_rate=3e-3,
+        learning_rate=6e-3,
     )
     losses = {}
     for weight in (0.0, 5.0):
         method = method_of(pipe, replace(config, preservation_weight=weight))
         edited = erase(pipe, config=replace(config, preservation_weight=weight))
-        x, level = torch.randn(64, *method.scores.shape), method.scores.levels.grid[1]
-        zeros = torch.zeros(64, dtype=torch.long)
-        held = {name: value.expand(64, *value.shape[1:]) for name, value in method.adversary.texts.items()}
-        start = float(method.erasing(x, level, zeros, repeat_row(method.anchor, 64)).detach())
+        x, level = torch.randn(32, *method.scores.shape), method.scores.levels.grid[1]
+        zeros = torch.zeros(32, dtype=torch.long)
+        held = {name: value.expand(32, *value.shape[1:]) for name, value in method.adversary.texts.items()}
+        start = float(method.erasing(x, level, zeros, repeat_row(method.anchor, 32)).detach())
         edited.apply(pipe)
         with torch.no_grad():
-            erased = float(method.erasing(x, level, zeros, repeat_row(method.anchor, 64)))
+            erased = float(method.erasing(x, level, zeros, repeat_row(method.anchor, 32)))
             kept = float(method.holding(x, level, held, model=True, adversary=False).mean())
         edited.revert(pipe)
         losses[weight] = kept
@@ -509,6 +509,13 @@ def test_the_last_word_stands_for_a_prompt() -> None:
 
 
 # Bad input
+
+
+def test_names_that_the_encoder_cannot_read_are_told() -> None:
+    with pytest.raises(InputError, match="8 are read"):
+        erase(tiny_sd(), config=config_of("a very long name of a small dark running shoe"))
+    with pytest.warns(UserWarning, match="spells 'jazz'"):
+        erase(tiny_sd(), config=config_of("jazz", adversary="none", run=FitConfig(steps=1, batch_size=1)))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ from logsnr.erasure.candidates import Candidates, find_candidates
 from logsnr.erasure.closed_form import edit_closed_form
 from logsnr.erasure.config import EraseConfig, preset
 from logsnr.erasure.method import OutputErasure
+from logsnr.erasure.targets import check_targets
 from logsnr.models.delta import Delta
 from logsnr.models.pipeline import Pipeline, check_pipeline
 from logsnr.train.loop import Progress, fit
@@ -32,7 +34,8 @@ def erase(
     Give names, for the preset "eap", or a whole ``config``. ``delta.apply(pipe)`` erases.
 
     Raises:
-        InputError: nothing to erase, an empty selection of parameters, or no candidate is left.
+        InputError: nothing to erase, a target longer than the text window, an empty selection of parameters, or no
+            candidate is left.
         UnsupportedError: a pipeline of another kind, or a quantised or offloaded one.
     """
     steps = erase_steps(pipe, config or preset("eap", *targets))
@@ -52,6 +55,7 @@ def erase_steps(pipe: Pipeline, config: EraseConfig) -> Generator[Progress, None
     """
     start = time.perf_counter()
     check_pipeline(pipe)
+    check_targets(pipe, config.targets)
     if config.method in _CLOSED:
         return _recorded(edit_closed_form(pipe, config), config, start)
     method = make_method(pipe, config)
@@ -77,5 +81,7 @@ def candidates_of(pipe: Pipeline, config: EraseConfig) -> list[Candidates]:
 
 
 def _recorded(delta: Delta, config: EraseConfig, start: float) -> Delta:
+    if not delta.tensors:
+        warnings.warn("no parameter has changed: raise the strength or the number of steps", stacklevel=3)
     metrics: dict[str, Any] = {**delta.record.metrics, "seconds": round(time.perf_counter() - start, 1)}
     return Delta(delta.tensors, replace(delta.record, config=to_dict(config), metrics=metrics))
