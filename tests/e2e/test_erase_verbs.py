@@ -69,6 +69,15 @@ def test_a_concept_is_erased_sampled_and_measured(capsys: pytest.CaptureFixture[
     assert {path.name for path in found.iterdir()} == {"result.json", "report.html", "before-after.png"}
     assert json.loads((found / "result.json").read_text())["esr1"] == values["esr1"]
 
+    attacked = tmp_path / "attacked"
+    command = ["attack", "fashion", "--delta", made["delta"], "--attack", "noise-probe", "--num-images", "8"]
+    values = result(capsys, *command, "--rho", "0", "1", "--sampling-steps", "3", "--out", str(attacked), "--quiet")
+    assert {"success_rate", "control_rate", "curve"} <= values.keys()
+    assert (values["target"], values["unrelated"]) == ("ankle boot", "t-shirt")
+    assert [at for at, _ in values["curve"]] == [0.0, 1.0]
+    assert values["control_rate"] < 0.5
+    assert {path.name for path in attacked.iterdir()} == {"result.json", "curve.png"}
+
 
 def test_candidates_are_listed_and_nothing_is_written(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     command = ["erase", "fashion", "--target", "ankle boot", "--list-candidates", "--out", str(tmp_path / "out")]
@@ -89,6 +98,8 @@ def test_candidates_are_listed_and_nothing_is_written(capsys: pytest.CaptureFixt
         (["erase", "fashion", "--target", "boot", "--method", "uce", "--list-candidates"], "no candidates"),
         (["sample", "fashion", "--prompt", "a bag", "--delta", "nowhere"], "nowhere"),
         (["evaluate", "fashion", "--protocol", "erasure"], "--delta"),
+        (["attack", "fashion"], "--delta"),
+        (["attack", "fashion", "--delta", "nowhere"], "nowhere"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -12,6 +12,7 @@ from typing import Annotated, Any, TextIO
 
 import tyro
 
+from logsnr.cli.attack import Attack
 from logsnr.cli.calibrate import Calibrate
 from logsnr.cli.demo import Demo
 from logsnr.cli.doctor import Doctor
@@ -32,6 +33,7 @@ Verb = (
     | Annotated[Train, _subcommand("train")]
     | Annotated[Erase, _subcommand("erase")]
     | Annotated[Evaluate, _subcommand("evaluate")]
+    | Annotated[Attack, _subcommand("attack")]
     | Annotated[Demo, _subcommand("demo")]
     | Annotated[Doctor, _subcommand("doctor")]
 )

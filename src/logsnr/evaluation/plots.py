@@ -68,3 +68,17 @@ def plot_explanation(found: Explanation, schedule: Schedule, title: str) -> Imag
     right.set(xlabel="step", ylabel="weight", title="weights")
     right.legend(frameon=False, fontsize=8)
     return picture(figure)
+
+
+def plot_attack(values: dict[str, Any]) -> Image.Image:
+    """The share of images that show the concept over an attack's budget, and that of its control."""
+    figure, axes = plt.subplots(figsize=(6, 3.6))
+    for name, curve, colour in (
+        (f"{values['target']}, edited model", values["curve"], _INK),
+        (f"control: {values['unrelated']}, original model", values["control_curve"], _SECOND),
+    ):
+        axes.plot(*zip(*curve, strict=True), "o-", color=colour, markersize=4, label=name)
+    axes.set(ylim=(-0.02, 1.02), xlabel="budget", ylabel=f"images judged to show {values['target']}")
+    axes.set_title(values["protocol"]["attack"])
+    axes.legend(frameon=False)
+    return picture(figure)

@@ -1,0 +1,109 @@
+"""Attacks on an edited pipeline, each beside its control: the same on the original, with something unrelated.
+
+A rate that the control reaches too says nothing about the edit. An attack sees the model and a few real images of the
+concept, and knows nothing of the edit. Success is a judge's word; what is reported is the share of images that show the
+concept, over the attack's budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from logsnr.attacks.attacker import Attacker, Point, Sought
+from logsnr.attacks.config import AttackConfig
+from logsnr.metrics.bounds import Interval, wilson
+from logsnr.models.denoiser import Tree, select_rows
+from logsnr.models.pipeline import network_of
+
+_TEXT = "encoder_hidden_states"
+Shows = Callable[[Tensor], Tensor]
+"""Which images (n, channels, height, width) show the concept (n,)."""
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """The best rate over the curve with its interval, the control's, and both curves of (budget, rate)."""
+
+    success_rate: float
+    success_interval: Interval
+    control_rate: float
+    curve: list[tuple[float, float]]
+    control_curve: list[tuple[float, float]]
+    network_evaluations: int
+
+
+def attack(victim: Sought, control: Sought, shows: Shows, config: AttackConfig) -> Attacked:
+    """Run an attack on an edited pipeline, and on the original with prompts and images of something unrelated.
+
+    The pipelines come back as they were.
+    """
+    runs = [Attacker(sought, config) for sought in (victim, control)]
+    curve, control_curve = ([(at, float(shows(images).float().mean())) for at, images in _run(each)] for each in runs)
+    best = max(rate for _, rate in curve)
+    return Attacked(
+        success_rate=best,
+        success_interval=wilson(round(best * config.num_images), config.num_images),
+        control_rate=max(rate for _, rate in control_curve),
+        curve=curve,
+        control_curve=control_curve,
+        network_evaluations=sum(each.evaluations for each in runs),
+    )
+
+
+def _run(attacker: Attacker) -> Iterator[Point]:
+    return _RUNS[attacker.config.attack](attacker)
+
+
+def _noise_probe(attacker: Attacker) -> Iterator[Point]:
+    """Noise added on the way, by which samples leave the paths that an edit was trained on."""
+    texts = attacker.texts(attacker.config.num_images)
+    for rho in attacker.config.rho:
+        yield rho, attacker.images(texts, rho=rho)
+
+
+def _image_to_image(attacker: Attacker) -> Iterator[Point]:
+    """Images of the concept noised to a time, and denoised from there under the prompts."""
+    texts = attacker.texts(attacker.config.num_images)
+    for strength in attacker.config.strengths:
+        yield strength, attacker.images(texts, start=strength)
+
+
+def _inversion(attacker: Attacker) -> Iterator[Point]:
+    """The text of the first prompt, trained as an embedding until the network draws the references."""
+    known = attacker.texts(1)
+    point = nn.Parameter(known[_TEXT].detach().clone())
+    size = float(point.detach().square().mean().sqrt())
+
+    def texts(rows: int) -> Tree:
+        return {**select_rows(known, torch.zeros(rows, dtype=torch.long)), _TEXT: point.expand(rows, -1, -1)}
+
+    yield from attacker.train(torch.optim.Adam([point], lr=attacker.config.learning_rate * size), texts)
+
+
+def _relearn(attacker: Attacker) -> Iterator[Point]:
+    """All weights trained further on the references under the prompts, as anyone with a few images could."""
+    network = network_of(attacker.sought.pipe)
+    weights = list(network.parameters())
+    before = [(weight.detach().clone(), weight.requires_grad) for weight in weights]
+    network.requires_grad_(True)
+    rate = attacker.config.relearn_rate
+    groups = [{"params": [w], "lr": rate * float(w.detach().square().mean().sqrt())} for w in weights]
+    try:
+        yield from attacker.train(torch.optim.Adam(groups), attacker.texts)
+    finally:
+        for weight, (value, flag) in zip(weights, before, strict=True):
+            weight.data.copy_(value)
+            weight.requires_grad_(flag)
+            weight.grad = None
+
+
+_RUNS: dict[str, Callable[[Attacker], Iterator[Point]]] = {
+    "noise-probe": _noise_probe,
+    "image-to-image": _image_to_image,
+    "inversion": _inversion,
+    "relearn": _relearn,
+}

@@ -1,0 +1,89 @@
+"""What every attack does: make images of texts under a budget, and train on the references that the attacker has."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from logsnr.attacks.config import AttackConfig
+from logsnr.core.random import generator, sample_noise
+from logsnr.core.types import Prediction
+from logsnr.models.denoiser import Conditioning, Tree, num_rows, select_rows
+from logsnr.models.pipeline import Pipeline, decode_latents, denoiser_of, encode_prompts, latent_shape
+from logsnr.schedules.grids import uniform_time
+from logsnr.schedules.prediction import output_of
+from logsnr.schedules.schedule import levels_at
+from logsnr.solvers.exponential import Exponential
+from logsnr.solvers.noise import start_noise
+from logsnr.solvers.sample import sample_steps
+
+Point = tuple[float, Tensor]
+"""A place on the curve of an attack's budget, and the images (n, channels, height, width) made there."""
+
+
+@dataclass(frozen=True)
+class Sought:
+    """What an attack looks for in a pipeline: prompts that name it, and latents (n, ...) of real images of it."""
+
+    pipe: Pipeline
+    prompts: Sequence[str]
+    references: Tensor
+
+
+class Attacker:
+    """An attack's budget on one pipeline; ``evaluations`` counts samples through the network, backward passes aside."""
+
+    def __init__(self, sought: Sought, config: AttackConfig):
+        self.sought, self.config, self.evaluations = sought, config, 0
+        self.seeds = range(config.first_seed, config.first_seed + config.num_images)
+        self.empty = encode_prompts(sought.pipe, [""], guided=False).values
+
+    def texts(self, count: int) -> Tree:
+        """The prompts in turn, ``count`` rows."""
+        known = encode_prompts(self.sought.pipe, self.sought.prompts, guided=False).values
+        return select_rows(known, torch.arange(count) % len(self.sought.prompts))
+
+    @torch.no_grad()
+    def images(self, texts: Tree, *, rho: float = 0.0, start: float | None = None) -> Tensor:
+        """Images of texts, one a row: from noise, or from the references noised to the time ``start``."""
+        pipe, config = self.sought.pipe, self.config
+        denoiser = denoiser_of(pipe, guidance_scale=config.guidance_scale)
+        grid = uniform_time(denoiser.schedule, config.sampling_steps, start=1.0 if start is None else start)
+        if start is None:
+            x = start_noise(self.seeds, latent_shape(pipe), grid[0])
+        else:
+            clean = self.sought.references[torch.arange(config.num_images) % len(self.sought.references)]
+            x = grid[0].alpha * clean + grid[0].sigma * sample_noise(self.seeds, latent_shape(pipe))
+        cond = Conditioning(texts, select_rows(self.empty, torch.zeros(config.num_images, dtype=torch.long)))
+        seeds = self.seeds if rho else None
+        steps = sample_steps(denoiser, x.to(pipe.device), grid, Exponential(2, rho), cond=cond, seeds=seeds)
+        made = deque(steps, maxlen=1).pop()
+        self.evaluations += denoiser.network_evaluations
+        return decode_latents(pipe, made)
+
+    def train(self, optimizer: torch.optim.Optimizer, texts: Callable[[int], Tree]) -> Iterator[Point]:
+        """Steps of plain training on the references under ``texts(rows)``, with images at each number of steps."""
+        draws, done = generator(self.config.seed, self.config.attack), 0
+        for until in self.config.steps:
+            while done < until:
+                loss = self._loss(texts(self.config.batch_size), draws)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                done += 1
+            yield float(until), self.images(texts(self.config.num_images))
+
+    def _loss(self, texts: Tree, draws: torch.Generator) -> Tensor:
+        """Mean squared error of the network's own output on noisy references, at one random time."""
+        denoiser, references, rows = denoiser_of(self.sought.pipe), self.sought.references, num_rows(texts)
+        clean = references[torch.randint(len(references), (rows,), generator=draws)]
+        noise, time = torch.randn(clean.shape, generator=draws), float(torch.rand((), generator=draws))
+        level = levels_at(denoiser.schedule, [0.01 + 0.98 * time])[0]
+        found = denoiser.output(level.alpha * clean + level.sigma * noise, level, texts)
+        self.evaluations += rows
+        return functional.mse_loss(found, output_of(denoiser.kind, Prediction(clean, noise), level))

@@ -1,0 +1,51 @@
+"""How an erased concept is sought; imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from logsnr.core.errors import InputError
+
+Attack = Literal["noise-probe", "image-to-image", "inversion", "relearn"]
+ATTACKS: tuple[Attack, ...] = ("noise-probe", "image-to-image", "inversion", "relearn")
+
+
+@dataclass(frozen=True)
+class AttackConfig:
+    """One attack and its budget."""
+
+    attack: Attack = "inversion"
+    """Other noise, a start from images, an embedding learned from images, or training further on them."""
+    num_images: int = 100
+    """Images that are made and judged at every point of the curve."""
+    num_references: int = 32
+    """Real images of the concept that the attacker has."""
+    first_seed: int = 0
+    """Seed of the first image; the others follow."""
+    sampling_steps: int = 10
+    """Evaluations an image."""
+    guidance_scale: float = 3.0
+    rho: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5)
+    """noise-probe: multipliers of the noise that is added on the way."""
+    strengths: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8, 0.9)
+    """image-to-image: times to which the references are noised before they are denoised."""
+    steps: tuple[int, ...] = (0, 20, 50, 100, 200)
+    """inversion and relearn: steps of training after which images are made."""
+    learning_rate: float = 1e-2
+    """inversion: of the embedding, in units of its elements' size."""
+    relearn_rate: float = 1e-3
+    """relearn: of the weights, in units of their size."""
+    batch_size: int = 16
+    """References in one step of training."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.attack not in ATTACKS:
+            raise InputError(f"there is no attack {self.attack!r}: use one of {', '.join(ATTACKS)}")
+        if min(self.num_images, self.num_references, self.sampling_steps, self.batch_size) < 1:
+            raise InputError("num_images, num_references, sampling_steps and batch_size must be at least 1")
+        if not (self.rho and self.strengths and self.steps) or not all(0 < t < 1 for t in self.strengths):
+            raise InputError("an attack needs at least one rho, strength and number of steps; strengths lie in (0, 1)")
+        if list(self.steps) != sorted(set(self.steps)) or self.steps[0] < 0:
+            raise InputError(f"steps are {self.steps}: list them in rising order, from 0 on")

@@ -1,0 +1,108 @@
+"""``logsnr attack``: how well an erasure holds, beside what the same attack does to the original."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from logsnr.attacks.config import AttackConfig
+from logsnr.cli.console import Console, Model, check_writable
+from logsnr.core.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(Console):
+    """Attack an erased world: the share of images that show the concept again, with a control on the original."""
+
+    model: Model
+    """An embedded world (fashion, emoji), or a folder that `train` made."""
+    delta: tuple[Path, ...] = ()
+    """Deltas of the erasure, in their order: folders that `erase` made."""
+    attacking: Annotated[AttackConfig, tyro.conf.arg(name="")] = field(default_factory=AttackConfig)
+    target: str | None = None
+    """The erased concept to seek; by default the first that the deltas name."""
+    unrelated: str | None = None
+    """The concept of the control; by default a class that is not erased."""
+    out: Path | None = None
+    """Folder for result.json and a picture of the curve; without it nothing is written."""
+
+    def run(self) -> int:
+        from logsnr.attacks.attack import attack
+        from logsnr.core.artifact import write_json
+        from logsnr.evaluation.erasure import class_labels
+        from logsnr.evaluation.plots import plot_attack
+        from logsnr.models.delta import Delta
+        from logsnr.train.preview import save_picture
+        from logsnr.worlds.load import load, load_world
+
+        if not self.delta:
+            raise InputError("an attack needs an edited model: say --delta DIR")
+        if self.out:
+            check_writable(self.out)
+        start = time.monotonic()
+        world, pipe, original = load_world(self.model), load(self.model), load(self.model)
+        deltas = [Delta.from_pretrained(folder) for folder in self.delta]
+        for delta in deltas:
+            delta.merge(pipe)
+        erased = class_labels([t for delta in deltas for t in delta.record.targets], world.captions.names)
+        target = class_labels([self.target], world.captions.names)[0] if self.target else erased[0]
+        other = self._unrelated(world, erased)
+        shows = partial(_shows, world.judge(second=True), target)
+        sought = (_sought(world, pipe, target, self.attacking), _sought(world, original, other, self.attacking))
+        found = asdict(attack(*sought, shows, self.attacking))
+        names = world.captions.names
+        values = {
+            **found,
+            "target": names[target][0],
+            "unrelated": names[other][0],
+            "seconds": round(time.monotonic() - start, 1),
+            "protocol": {"name": "attack", "model": self.model, "judge": "second", **asdict(self.attacking)},
+        }
+        if self.out:
+            write_json(self.out / "result.json", values)
+            values["plot"] = str(save_picture(plot_attack(values), self.out / "curve.png"))
+        self.result(values, _lines(values))
+        return 0
+
+    def _unrelated(self, world: Any, erased: list[int]) -> int:
+        from logsnr.evaluation.erasure import class_labels
+
+        if self.unrelated:
+            return class_labels([self.unrelated], world.captions.names)[0]
+        return next(label for label in range(len(world.captions.names)) if label not in erased)
+
+
+def _shows(judge: Any, target: int, images: Tensor) -> Tensor:
+    """Whether the judge sees the concept in each image."""
+    from logsnr.metrics.judge import judge_images
+
+    return judge_images(judge, images)[1].argmax(1) == target
+
+
+def _sought(world: Any, pipe: Any, label: int, config: AttackConfig) -> Any:
+    """A class in a pipeline: its prompts in trained templates, and latents of real training images."""
+    from logsnr.attacks.attacker import Sought
+    from logsnr.models.pipeline import encode_images
+
+    data = world.source.measuring()[0]
+    rows = (data.labels == label).nonzero()[: config.num_references, 0]
+    prompts = [world.captions.prompt(label, template) for template in range(4)]
+    return Sought(pipe, prompts, encode_images(pipe, data.take(rows)["image"]))
+
+
+def _lines(values: dict[str, Any]) -> list[str]:
+    (low, high), rate = values["success_interval"], values["success_rate"]
+    return [
+        f"{values['protocol']['attack']} on {values['target']}: {rate:.3f} ({low:.3f} to {high:.3f}); "
+        f"control on {values['unrelated']} {values['control_rate']:.3f}",
+        *(f"  {at:g}: {rate:.3f}" for at, rate in values["curve"]),
+        f"{values['network_evaluations']:,} network evaluations, {values['seconds']} s",
+    ]
