@@ -72,7 +72,7 @@ def test_a_dry_run_on_a_finished_world_tries_its_denoiser(
 ) -> None:
     monkeypatch.setitem(SOURCES, "fashion", FewFashion())
     out = tmp_path / "out"
-    for command, steps in ((["fashion", "--start-from", "fashion"], 12000), (["fashion-flow"], 30000)):
+    for command, steps in ((["fashion", "--start-from", "fashion"], 12000), (["fashion-flow"], 14000)):
         values = result(capsys, "train", *command, "--dry-run", "--out", str(out))
         assert values["steps"] == {"denoiser": steps}
         assert values["would_write"] == [str(out / stage) for stage in STAGES]
