@@ -69,3 +69,6 @@ class ConceptAblation(OutputErasure):
         scores.cost.backward_full += len(x)
         found = scores.output(scores.new, x, told, repeat_row(self.anchor, len(x)))
         return functional.mse_loss(found, output_of(scores.new.kind, truth, told))
+
+    def _expected(self) -> float:
+        return 3.0  # the anchor's aim, the target's output, and the anchor's

@@ -97,9 +97,8 @@ class OutputErasure:
             adversary = learns and (together or not models)
             parts["hold"] = self.holding(x_chosen, told, chosen, model=models, adversary=adversary).mean()
         value = torch.stack([scales[name] * part for name, part in parts.items()]).sum()
-        return Loss(
-            value, {**{name: part.detach() for name, part in parts.items()}, "place": torch.tensor(float(place))}
-        )
+        logs = {name: part.detach() for name, part in parts.items()}
+        return Loss(value, {**logs, "place": value.detach().new_tensor(place)})
 
     def _choose(self, batch: Batch, rows: Tensor, noise: Tensor, place: int, told: Level) -> Tree | None:
         if self.adversary is None:
