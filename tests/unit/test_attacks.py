@@ -12,9 +12,10 @@ from pipelines import tiny_sd, tiny_sd3
 from logsnr.attacks.attack import _inversion, attack
 from logsnr.attacks.attacker import Attacker, Sought
 from logsnr.attacks.config import ATTACKS, AttackConfig
-from logsnr.core.errors import InputError
+from logsnr.attacks.prefix import encode_prefixed, hardened, project_simplex, token_embeddings
+from logsnr.core.errors import InputError, UnsupportedError
 from logsnr.models.fingerprint import fingerprint
-from logsnr.models.pipeline import denoiser_of, latent_shape, network_of
+from logsnr.models.pipeline import denoiser_of, encode_prompts, latent_shape, network_of
 
 CONFIG = AttackConfig(
     num_images=4, sampling_steps=2, rho=(0.0, 1.0), strengths=(0.3, 0.6), steps=(0, 3), batch_size=2, num_references=2
@@ -27,7 +28,7 @@ def sought(pipe: Any, seed: int = 0) -> Sought:
 
 
 @pytest.mark.parametrize("make", [tiny_sd, tiny_sd3])
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", ATTACKS[:4])
 def test_every_attack_has_its_curve_and_its_control(make: Any, name: Any) -> None:
     edited, original = make(), make(seed=1)
     before = [fingerprint(network_of(pipe)) for pipe in (edited, original)]
@@ -53,22 +54,64 @@ def test_every_attack_has_its_curve_and_its_control(make: Any, name: Any) -> Non
 def test_an_embedding_is_learned_that_draws_the_references_better() -> None:
     pipe = tiny_sd()
     config = replace(CONFIG, steps=(0, 60), batch_size=8, learning_rate=0.1)
-    attacker, losses = Attacker(sought(pipe), config), []
-    loss = attacker._loss
+    attacker, losses = Attacker(sought(pipe), len, config), []
+    loss = attacker.loss
 
-    def recorded(texts: Any, draws: torch.Generator) -> torch.Tensor:
-        losses.append(float((found := loss(texts, draws)).detach()))
+    def recorded(*given: Any) -> torch.Tensor:
+        losses.append(float((found := loss(*given)).detach()))
         return found
 
-    attacker._loss = recorded
+    attacker.loss = recorded
     list(_inversion(attacker))
     assert sum(losses[-15:]) < sum(losses[:15])
     assert attacker.evaluations == 60 * 8 + 2 * 4 * 2 * 2
 
 
+def test_a_prefix_is_sought_for_every_reference_that_needs_one() -> None:
+    edited, original, calls = tiny_sd(), tiny_sd(seed=1), []
+    before = fingerprint(network_of(edited)), fingerprint(edited.text_encoder)
+
+    def shows(images: torch.Tensor) -> torch.Tensor:
+        assert len(images) == 1
+        calls.append(1)
+        return torch.tensor(
+            [len(calls) in (2, 4)]
+        )  # the second prompt alone; then the first reference, at the second time
+
+    config = replace(CONFIG, attack="unlearndiffatk", prefix_times=3, prefix_iterations=2, prefix_tokens=2)
+    found = attack(sought(edited), sought(original, 1), shows, config)
+    assert found.curve == [(0.0, 0.5), (2.0, 0.5), (4.0, 1.0), (6.0, 1.0)]
+    assert found.success_rate == 1.0
+    assert found.control_rate == 0.0
+    assert (fingerprint(network_of(edited)), fingerprint(edited.text_encoder)) == before
+    searched = 2 * 2 + 2 * (2 * 3)  # one reference at two times; in the control two at three; iterations
+    assert found.network_evaluations == searched + len(calls) * 2 * 2  # images: two guided steps each
+    with pytest.raises(UnsupportedError, match="use inversion"):
+        attack(sought(tiny_sd3()), sought(tiny_sd3()), shows, config)
+
+
+def test_a_prefix_of_known_words_is_that_text() -> None:
+    pipe = tiny_sd()
+    embeddings = token_embeddings(pipe)
+    ids = pipe.tokenizer("dark small").input_ids[1:-1]
+    found = encode_prefixed(pipe, "bag", embeddings[ids])["encoder_hidden_states"]
+    known = encode_prompts(pipe, ["dark small bag"], guided=False).values["encoder_hidden_states"]
+    torch.testing.assert_close(found, known)
+
+
+def test_points_are_projected_on_the_simplex() -> None:
+    points = torch.tensor([[0.4, 0.3, 0.3], [2.0, 0.0, -1.0], [0.5, 0.5, 0.5], [-1.0, -2.0, -3.0]])
+    expected = torch.tensor([[0.4, 0.3, 0.3], [1.0, 0.0, 0.0], [1 / 3, 1 / 3, 1 / 3], [1.0, 0.0, 0.0]])
+    torch.testing.assert_close(project_simplex(points), expected)
+    point = torch.rand(2, 5, requires_grad=True)
+    (hardened(point) @ torch.arange(5.0)).sum().backward()
+    torch.testing.assert_close(point.grad, torch.arange(5.0).expand(2, 5))
+    assert (hardened(point).sum(1) - 1).abs().max() < 1e-6
+
+
 def test_images_start_from_the_references() -> None:
     pipe = tiny_sd()
-    attacker = Attacker(sought(pipe), replace(CONFIG, sampling_steps=1))
+    attacker = Attacker(sought(pipe), len, replace(CONFIG, sampling_steps=1))
     near, far = (attacker.images(attacker.texts(4), start=strength) for strength in (0.02, 0.9))
     clean = pipe.vae.decode(attacker.sought.references / pipe.vae.config.scaling_factor).sample.detach()[[0, 1, 0, 1]]
     assert (near - clean).abs().mean() < 0.5 * (far - clean).abs().mean()

@@ -7,21 +7,20 @@ concept, over the attack's budget.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from logsnr.attacks.attacker import Attacker, Point, Sought
+from logsnr.attacks.attacker import Attacker, Point, Shows, Sought
 from logsnr.attacks.config import AttackConfig
+from logsnr.attacks.prefix import search_prefix
 from logsnr.metrics.bounds import Interval, wilson
 from logsnr.models.denoiser import Tree, select_rows
 from logsnr.models.pipeline import network_of
 
 _TEXT = "encoder_hidden_states"
-Shows = Callable[[Tensor], Tensor]
-"""Which images (n, channels, height, width) show the concept (n,)."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +40,15 @@ def attack(victim: Sought, control: Sought, shows: Shows, config: AttackConfig) 
 
     The pipelines come back as they were.
     """
-    runs = [Attacker(sought, config) for sought in (victim, control)]
-    curve, control_curve = ([(at, float(shows(images).float().mean())) for at, images in _run(each)] for each in runs)
-    best = max(rate for _, rate in curve)
+    runs = [Attacker(sought, shows, config) for sought in (victim, control)]
+    points, control_points = ([(at, hits.cpu()) for at, hits in _RUNS[config.attack](each)] for each in runs)
+    curve, control_curve = (
+        [(at, float(hits.float().mean())) for at, hits in each] for each in (points, control_points)
+    )
+    best = max(points, key=lambda point: float(point[1].float().mean()))[1]
     return Attacked(
-        success_rate=best,
-        success_interval=wilson(round(best * config.num_images), config.num_images),
+        success_rate=float(best.float().mean()),
+        success_interval=wilson(int(best.sum()), len(best)),
         control_rate=max(rate for _, rate in control_curve),
         curve=curve,
         control_curve=control_curve,
@@ -54,22 +56,22 @@ def attack(victim: Sought, control: Sought, shows: Shows, config: AttackConfig) 
     )
 
 
-def _run(attacker: Attacker) -> Iterator[Point]:
-    return _RUNS[attacker.config.attack](attacker)
+def _rates(points: Sequence[Point]) -> list[tuple[float, float]]:
+    return [(at, float(hits.float().mean())) for at, hits in points]
 
 
 def _noise_probe(attacker: Attacker) -> Iterator[Point]:
     """Noise added on the way, by which samples leave the paths that an edit was trained on."""
     texts = attacker.texts(attacker.config.num_images)
     for rho in attacker.config.rho:
-        yield rho, attacker.images(texts, rho=rho)
+        yield rho, attacker.shows(attacker.images(texts, rho=rho))
 
 
 def _image_to_image(attacker: Attacker) -> Iterator[Point]:
     """Images of the concept noised to a time, and denoised from there under the prompts."""
     texts = attacker.texts(attacker.config.num_images)
     for strength in attacker.config.strengths:
-        yield strength, attacker.images(texts, start=strength)
+        yield strength, attacker.shows(attacker.images(texts, start=strength))
 
 
 def _inversion(attacker: Attacker) -> Iterator[Point]:
@@ -106,4 +108,5 @@ _RUNS: dict[str, Callable[[Attacker], Iterator[Point]]] = {
     "image-to-image": _image_to_image,
     "inversion": _inversion,
     "relearn": _relearn,
+    "unlearndiffatk": search_prefix,
 }

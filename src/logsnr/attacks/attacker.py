@@ -22,8 +22,10 @@ from logsnr.solvers.exponential import Exponential
 from logsnr.solvers.noise import start_noise
 from logsnr.solvers.sample import sample_steps
 
+Shows = Callable[[Tensor], Tensor]
+"""Which images (n, channels, height, width) show the concept (n,)."""
 Point = tuple[float, Tensor]
-"""A place on the curve of an attack's budget, and the images (n, channels, height, width) made there."""
+"""A place on the curve of an attack's budget, and which of the tries succeeded there (n,)."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Sought:
 class Attacker:
     """An attack's budget on one pipeline; ``evaluations`` counts samples through the network, backward passes aside."""
 
-    def __init__(self, sought: Sought, config: AttackConfig):
-        self.sought, self.config, self.evaluations = sought, config, 0
+    def __init__(self, sought: Sought, shows: Shows, config: AttackConfig):
+        self.sought, self.shows, self.config, self.evaluations = sought, shows, config, 0
         self.seeds = range(config.first_seed, config.first_seed + config.num_images)
         self.empty = encode_prompts(sought.pipe, [""], guided=False).values
 
@@ -49,41 +51,44 @@ class Attacker:
         return select_rows(known, torch.arange(count) % len(self.sought.prompts))
 
     @torch.no_grad()
-    def images(self, texts: Tree, *, rho: float = 0.0, start: float | None = None) -> Tensor:
+    def images(
+        self, texts: Tree, *, rho: float = 0.0, start: float | None = None, seeds: Sequence[int] | None = None
+    ) -> Tensor:
         """Images of texts, one a row: from noise, or from the references noised to the time ``start``."""
-        pipe, config = self.sought.pipe, self.config
+        pipe, config, seeds = self.sought.pipe, self.config, seeds or self.seeds
         denoiser = denoiser_of(pipe, guidance_scale=config.guidance_scale)
         grid = uniform_time(denoiser.schedule, config.sampling_steps, start=1.0 if start is None else start)
         if start is None:
-            x = start_noise(self.seeds, latent_shape(pipe), grid[0])
+            x = start_noise(seeds, latent_shape(pipe), grid[0])
         else:
-            clean = self.sought.references[torch.arange(config.num_images) % len(self.sought.references)]
-            x = grid[0].alpha * clean + grid[0].sigma * sample_noise(self.seeds, latent_shape(pipe))
-        cond = Conditioning(texts, select_rows(self.empty, torch.zeros(config.num_images, dtype=torch.long)))
-        seeds = self.seeds if rho else None
-        steps = sample_steps(denoiser, x.to(pipe.device), grid, Exponential(2, rho), cond=cond, seeds=seeds)
+            clean = self.sought.references[torch.arange(len(seeds)) % len(self.sought.references)]
+            x = grid[0].alpha * clean + grid[0].sigma * sample_noise(seeds, latent_shape(pipe))
+        cond = Conditioning(texts, select_rows(self.empty, torch.zeros(len(seeds), dtype=torch.long)))
+        noisy = seeds if rho else None
+        steps = sample_steps(denoiser, x.to(pipe.device), grid, Exponential(2, rho), cond=cond, seeds=noisy)
         made = deque(steps, maxlen=1).pop()
         self.evaluations += denoiser.network_evaluations
         return decode_latents(pipe, made)
 
     def train(self, optimizer: torch.optim.Optimizer, texts: Callable[[int], Tree]) -> Iterator[Point]:
-        """Steps of plain training on the references under ``texts(rows)``, with images at each number of steps."""
+        """Steps of plain training on the references under ``texts(rows)``; at each number of them images are judged."""
         draws, done = generator(self.config.seed, self.config.attack), 0
         for until in self.config.steps:
             while done < until:
-                loss = self._loss(texts(self.config.batch_size), draws)
+                rows = torch.randint(len(self.sought.references), (self.config.batch_size,), generator=draws)
+                loss = self.loss(self.sought.references[rows], texts(self.config.batch_size), draws)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 done += 1
-            yield float(until), self.images(texts(self.config.num_images))
+            yield float(until), self.shows(self.images(texts(self.config.num_images)))
 
-    def _loss(self, texts: Tree, draws: torch.Generator) -> Tensor:
-        """Mean squared error of the network's own output on noisy references, at one random time."""
-        denoiser, references, rows = denoiser_of(self.sought.pipe), self.sought.references, num_rows(texts)
-        clean = references[torch.randint(len(references), (rows,), generator=draws)]
-        noise, time = torch.randn(clean.shape, generator=draws), float(torch.rand((), generator=draws))
-        level = levels_at(denoiser.schedule, [0.01 + 0.98 * time])[0]
+    def loss(self, clean: Tensor, texts: Tree, draws: torch.Generator, *, time: float | None = None) -> Tensor:
+        """Mean squared error of the network's own output on noisy latents (rows, ...), at this time or a random one."""
+        denoiser = denoiser_of(self.sought.pipe)
+        noise = torch.randn(clean.shape, generator=draws).to(clean)
+        time = 0.01 + 0.98 * float(torch.rand((), generator=draws)) if time is None else time
+        level = levels_at(denoiser.schedule, [time])[0]
         found = denoiser.output(level.alpha * clean + level.sigma * noise, level, texts)
-        self.evaluations += rows
+        self.evaluations += num_rows(texts)
         return functional.mse_loss(found, output_of(denoiser.kind, Prediction(clean, noise), level))

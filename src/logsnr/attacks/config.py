@@ -7,8 +7,8 @@ from typing import Literal
 
 from logsnr.core.errors import InputError
 
-Attack = Literal["noise-probe", "image-to-image", "inversion", "relearn"]
-ATTACKS: tuple[Attack, ...] = ("noise-probe", "image-to-image", "inversion", "relearn")
+Attack = Literal["noise-probe", "image-to-image", "inversion", "relearn", "unlearndiffatk"]
+ATTACKS: tuple[Attack, ...] = ("noise-probe", "image-to-image", "inversion", "relearn", "unlearndiffatk")
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class AttackConfig:
     """One attack and its budget."""
 
     attack: Attack = "inversion"
-    """Other noise, a start from images, an embedding learned from images, or training further on them."""
+    """Other noise, a start from images, an embedding learned from them, training further, or a search for a prompt."""
     num_images: int = 100
     """Images that are made and judged at every point of the curve."""
     num_references: int = 32
@@ -38,6 +38,12 @@ class AttackConfig:
     """relearn: of the weights, in units of their size."""
     batch_size: int = 16
     """References in one step of training."""
+    prefix_tokens: int = 3
+    """unlearndiffatk: tokens that are sought, in front of the prompt."""
+    prefix_times: int = 10
+    """unlearndiffatk: times of noise, one after the other, after each of which an image is made."""
+    prefix_iterations: int = 20
+    """unlearndiffatk: steps of the search at each time."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -47,5 +53,7 @@ class AttackConfig:
             raise InputError("num_images, num_references, sampling_steps and batch_size must be at least 1")
         if not (self.rho and self.strengths and self.steps) or not all(0 < t < 1 for t in self.strengths):
             raise InputError("an attack needs at least one rho, strength and number of steps; strengths lie in (0, 1)")
+        if min(self.prefix_tokens, self.prefix_times, self.prefix_iterations) < 1:
+            raise InputError("prefix_tokens, prefix_times and prefix_iterations must be at least 1")
         if list(self.steps) != sorted(set(self.steps)) or self.steps[0] < 0:
             raise InputError(f"steps are {self.steps}: list them in rising order, from 0 on")
