@@ -4,7 +4,7 @@
 
 Every method has one knob of strength. A run looks at all strengths with the first judge on seeds and templates that are
 not reported, and then measures with the second judge, on held-out templates and fresh seeds, those strengths alone that
-bracket the levels of 90, 95 and 99 % of relative erasure. What is done is kept in runs/erasure/, so that the whole
+bracket the levels of 90, 95 and 99 % of relative erasure. What is done is kept in results/erasure/, so that the whole
 (hours) can be made in pieces and by several processes. Hypotheses and their tests: erasure_hypotheses.md.
 """
 
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from erasure_arms import ARMS, MAIN, Snapshot, Task, task_of
+from record import RESULTS
 from torch import Tensor
 
 import logsnr
@@ -38,7 +39,7 @@ LOOK_SEED, TEST_SEED = 5_000_000, 50_000_000
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 HALVES = {"A": (0, 1, 2, 7, 9), "B": (1, 2, 7, 8, 9)}
 """Two halves of the classes, drawn at random once; their complements are A' and B'."""
-KEPT = Path("runs/erasure")
+KEPT = RESULTS / "erasure"
 
 
 def splits() -> dict[str, tuple[str, ...]]:
@@ -96,7 +97,7 @@ def brackets(looks: Sequence[dict[str, Any]]) -> list[int]:
     return sorted(found)
 
 
-def run(bench: Bench, arm: str, task: Task, place: Path) -> dict[str, Any]:
+def run(bench: Bench, arm: str, task: Task, regime: str, place: Path) -> dict[str, Any]:
     """One arm on one task: looks at every strength, and tests of those that matter."""
     start = time.monotonic()
     snapshots = list(ARMS[arm](bench.pipe, task))
@@ -105,6 +106,7 @@ def run(bench: Bench, arm: str, task: Task, place: Path) -> dict[str, Any]:
     tests = [bench.measure(snapshots[found], task.targets, "test") for found in brackets(looks)]
     row = {
         "arm": arm,
+        "regime": regime,
         "targets": list(task.targets),
         "seed": task.seed,
         "train_seconds": round(trained, 1),
@@ -141,7 +143,7 @@ def main() -> None:
                 bench = bench or Bench()
                 informed = options.regime == "informed"
                 task = task_of(bench.world.captions, splits()[split], 70_000 + seed, informed=informed)
-                row = run(bench, arm, task, place)
+                row = run(bench, arm, task, options.regime, place)
                 shown = [{k: test[k] for k in ("strength", "relative_esr1", "relative_psr1")} for test in row["tests"]]
                 print(f"{place.stem}, {row['seconds']} s: {json.dumps(shown)}", flush=True)
 
