@@ -65,6 +65,8 @@ def test_a_concept_is_erased_sampled_and_measured(capsys: pytest.CaptureFixture[
     assert keys <= values.keys()
     assert values["esr1"] > values["before"]["esr1"]
     assert values["per_concept"]["ankle boot"]["erased"]
+    worse = values["explained_worse"]
+    assert worse["erased"]["value"] > worse["kept"]["value"] + 2 * worse["kept"]["stderr"]
     assert values["protocol"]["targets"] == ["ankle boot"]
     assert {path.name for path in found.iterdir()} == {"result.json", "report.html", "before-after.png"}
     assert json.loads((found / "result.json").read_text())["esr1"] == values["esr1"]

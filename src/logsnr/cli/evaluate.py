@@ -19,6 +19,9 @@ from logsnr.solvers.config import SampleConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from logsnr.models.pipeline import Pipeline
+    from logsnr.worlds.load import World
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Console):
@@ -78,6 +81,7 @@ class Evaluate(Console):
         after = make_images(make, prompts, self.quality, self._tell)
         names = [found[0] for found in world.captions.names]
         values = erasure_figures(judged(judge, before, labels), judged(judge, after, labels), erased, names)
+        values["explained_worse"] = _explained_worse(world, load(self.model), pipe, erased)
         more = {"model": self.model, "sampling": asdict(self.sampling), "targets": targets}
         values["protocol"] = {**describe(self.quality, **more), "name": "erasure", "judge": "second"}
         if self.out:
@@ -120,6 +124,28 @@ class Evaluate(Console):
             self.say(f"{done}/{total} images")
 
 
+def _explained_worse(world: World, before: Pipeline, after: Pipeline, erased: Sequence[int]) -> dict[str, Any]:
+    """How much worse real test images are explained after an edit, in nats: those of the erased classes, and others."""
+    import torch
+
+    from logsnr.evaluation.residual import explained_worse
+    from logsnr.models.pipeline import denoiser_of, encode_images, encode_prompts
+
+    test, gone = world.source.measuring()[1], torch.tensor(erased)
+    found = {}
+    for name, mine in (("erased", torch.isin(test.labels, gone)), ("kept", ~torch.isin(test.labels, gone))):
+        items = test.take(mine.nonzero()[:_EXPLAINED, 0])
+        cond = encode_prompts(before, [world.captions.prompt(int(label)) for label in items["label"]], guided=False)
+        old, new = denoiser_of(before), denoiser_of(after)
+        data = encode_images(before, items["image"])
+        found[name] = asdict(explained_worse(old, new, data, old.schedule, cond, levels=16))
+    return found
+
+
+_EXPLAINED = 64
+"""Real images of either kind whose explanation is compared."""
+
+
 def _lines(values: dict[str, Any]) -> list[str]:
     protocol = values["protocol"]
     return [
@@ -155,6 +181,10 @@ def _erasure_lines(values: dict[str, Any]) -> list[str]:
         f"{_share(values['relative_psr1'])}, worst {_share(values['worst_kept_relative_psr1'])}",
         f"Frechet drift of kept images {values['frechet_drift']:.4f} (two halves of those before: "
         f"{values['frechet_between_halves_before']:.4f})",
+        *(
+            f"real images of {name} concepts explained worse by {found['value']:.2f} +- {found['stderr']:.2f} nats"
+            for name, found in values["explained_worse"].items()
+        ),
         f"confidence in what is drawn instead, over that in kept images: {values['off_target_quality']:.3f}",
         *(
             f"  {name}: {found['accuracy_before']:.3f} -> {found['accuracy']:.3f}{' (erased)' * found['erased']}"
