@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 from logsnr.data.captions import pixel_factors
 from logsnr.data.fashion import load_fashion
-from logsnr.data.labelled import Labelled
+from logsnr.data.labelled import Labelled, LabelledData
 from logsnr.worlds.config import EMOJI, FASHION, FASHION_FLOW, AutoencoderConfig, DenoiserConfig, JudgeConfig
 from logsnr.worlds.data import EmojiPairs, Fashion, WorldData
 from logsnr.worlds.flow_config import FlowDenoiserConfig
@@ -46,7 +47,21 @@ TINY_FLOW = replace(
     denoiser=FlowDenoiserConfig(layers=2, heads=2, width=32, text_widths=(16, 8)),
     runs={**TINY_FASHION.runs, "denoiser": replace(TINY_FASHION.runs["denoiser"], preview_every=3)},
 )
-FEW_EMOJI = EmojiPairs(views=1, real_views=2, measured_views=1, test_views=1)
+
+
+class FewEmoji(EmojiPairs):
+    """One view of every pair, drawn once for all tests."""
+
+    @cache  # noqa: B019  there is one
+    def training(self) -> WorldData:
+        return super().training()
+
+    @cache  # noqa: B019
+    def measuring(self) -> tuple[LabelledData, LabelledData]:
+        return super().measuring()
+
+
+FEW_EMOJI = FewEmoji(views=1, real_views=2, measured_views=1, test_views=1)
 TINY_EMOJI = replace(
     EMOJI,
     judge=replace(EMOJI.judge, width=8, num_features=8),

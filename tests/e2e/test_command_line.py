@@ -82,14 +82,17 @@ def test_a_dry_run_on_a_finished_world_tries_its_denoiser(
     assert not out.exists()
 
 
-def test_evaluate_prints_value_protocol_and_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_evaluate_prints_value_protocol_and_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(SOURCES, "fashion", FewFashion())
     values = result(capsys, "evaluate", "fashion", "--num-images", "60", "--steps", "4", "--out", str(tmp_path))
     keys = {"frechet_distance", "frechet_stderr", "floor", "recall", "judge_accuracy", "judge_accuracy_second"}
     assert keys | {"per_class", "protocol"} <= values.keys()
     assert values["frechet_stderr"] > 0
     assert len(values["per_class"]) == 10
     assert values["judge_accuracy_second"] > 0.7
-    assert values["real_test_accuracy"] > 0.9
+    assert values["real_test_accuracy"] > 0.85
     assert values["protocol"]["num_images"] == 60
     assert values["protocol"]["sampling"]["steps"] == 4
     assert json.loads((tmp_path / "result.json").read_text())["floor"] == values["floor"]
