@@ -43,7 +43,7 @@ class Erase(Console):
     modules: tuple[str, ...] | None = None
     """Parameters to edit: xattn, xattn-kv, selfattn, noxattn, notime, full, or regular expressions."""
     strength: float | None = None
-    """The most that a weight can move over the whole run, as a share of the weights' root mean square; 0.33."""
+    """The most that a weight can move over the whole run, as a share of the weights' root mean square; 0.4."""
     learning_rate: float | None = None
     """A learning rate in place of the one that strength and steps make."""
     adversary: str | None = None

@@ -68,7 +68,7 @@ class EraseConfig:
     """Weight of what is held in place."""
     modules: tuple[str, ...] = ("xattn",)
     """Parameters to edit: a named set (xattn, xattn-kv, selfattn, noxattn, notime, full) or regular expressions."""
-    strength: float = 0.33
+    strength: float = 0.4
     """The most that a weight can move over the whole run, as a share of the edited weights' root mean square."""
     learning_rate: float | None = None
     """A learning rate in place of the one that ``strength`` and the number of steps make."""
