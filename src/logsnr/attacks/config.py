@@ -32,7 +32,7 @@ class AttackConfig:
     """image-to-image: times to which the references are noised before they are denoised."""
     steps: tuple[int, ...] = (0, 20, 50, 100, 200)
     """inversion and relearn: steps of training after which images are made."""
-    learning_rate: float = 1e-2
+    learning_rate: float = 5e-2
     """inversion: of the embedding, in units of its elements' size."""
     relearn_rate: float = 1e-3
     """relearn: of the weights, in units of their size."""
