@@ -12,29 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import called, result
 from PIL import Image
 from pipelines import tiny_sd
 from recipes import FewFashion
 
-from logsnr.cli.main import main
 from logsnr.data.fashion import find_fashion
 from logsnr.worlds.config import STAGES
 from logsnr.worlds.data import SOURCES
 from logsnr.worlds.load import WORLDS
-
-
-def called(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    capsys.readouterr()
-    code = main(list(arguments))
-    streams = capsys.readouterr()
-    return code, streams.out, streams.err
-
-
-def result(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
-    code, out, err = called(capsys, *arguments, "--json")
-    assert code == 0, err
-    assert out.count("\n") == 1
-    return json.loads(out)
 
 
 def test_sample_writes_images_a_sheet_and_a_record(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -7,26 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import called, result
 from PIL import Image
 
-from logsnr.cli.main import main
 from logsnr.models.delta import Delta
 
 QUICK = {"trajectory_steps": 4, "timestep_sampling": "weight", "candidates": {"num_centers": 5}}
-
-
-def called(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    capsys.readouterr()
-    code = main(list(arguments))
-    streams = capsys.readouterr()
-    return code, streams.out, streams.err
-
-
-def result(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
-    code, out, err = called(capsys, *arguments, "--json")
-    assert code == 0, err
-    assert out.count("\n") == 1
-    return json.loads(out)
 
 
 def test_a_concept_is_erased_sampled_and_measured(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -22,6 +22,14 @@ from torch import Tensor
 
 from logsnr.core.errors import UnsupportedError
 
+Pipeline = (
+    StableDiffusionPipeline
+    | StableDiffusionXLPipeline
+    | StableDiffusion3Pipeline
+    | PixArtAlphaPipeline
+    | PixArtSigmaPipeline
+    | FluxPipeline
+)
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 

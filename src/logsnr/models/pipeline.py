@@ -9,35 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    DiffusionPipeline,
-    FluxPipeline,
-    PixArtAlphaPipeline,
-    PixArtSigmaPipeline,
-    StableDiffusion3Pipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-)
+from diffusers import DiffusionPipeline, StableDiffusion3Pipeline, StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers.utils import logging as transformers_logging
 
 from logsnr.core.errors import BrokenError, InputError, MissingError
-from logsnr.models.architectures import architecture_of, is_distilled
+from logsnr.models.architectures import Pipeline, architecture_of, is_distilled
 from logsnr.models.attention import zeros_once
 from logsnr.models.denoiser import Conditioning, NetworkDenoiser, select_rows
 from logsnr.models.replay import is_plain, replaying
 from logsnr.schedules.scheduler_config import from_scheduler_config, kind_of, timestep_of
-
-Pipeline = (
-    StableDiffusionPipeline
-    | StableDiffusionXLPipeline
-    | StableDiffusion3Pipeline
-    | PixArtAlphaPipeline
-    | PixArtSigmaPipeline
-    | FluxPipeline
-)
 
 
 def open_pipeline(model: str | Path) -> Pipeline:
