@@ -526,6 +526,8 @@ def test_names_that_the_encoder_cannot_read_are_told() -> None:
         ({"targets": ("bag",), "anchor": "bag"}, "erased and kept"),
         ({"targets": ("bag",), "adversary": "fixed"}, "preserved"),
         ({"targets": ("bag",), "strength": 0.0}, "strength"),
+        ({"targets": ("bag",), "method": "uce"}, "no adversary"),
+        ({"targets": ("bag",), "method": "age", "adversary": "none"}, "name one"),
         ({"targets": ("bag",), "trajectory_steps": 1}, "trajectory_steps"),
     ],
 )

@@ -44,11 +44,12 @@ class Attacker:
         self.sought, self.shows, self.config, self.evaluations = sought, shows, config, 0
         self.seeds = range(config.first_seed, config.first_seed + config.num_images)
         self.empty = encode_prompts(sought.pipe, [""], guided=False).values
+        self.known = encode_prompts(sought.pipe, sought.prompts, guided=False).values
+        self.denoiser = denoiser_of(sought.pipe)
 
     def texts(self, count: int) -> Tree:
         """The prompts in turn, ``count`` rows."""
-        known = encode_prompts(self.sought.pipe, self.sought.prompts, guided=False).values
-        return select_rows(known, torch.arange(count) % len(self.sought.prompts))
+        return select_rows(self.known, torch.arange(count) % len(self.sought.prompts))
 
     @torch.no_grad()
     def images(
@@ -85,8 +86,7 @@ class Attacker:
 
     def loss(self, clean: Tensor, texts: Tree, draws: torch.Generator, *, time: float | None = None) -> Tensor:
         """Mean squared error of the network's own output on noisy latents (rows, ...), at this time or a random one."""
-        denoiser = denoiser_of(self.sought.pipe)
-        noise = torch.randn(clean.shape, generator=draws).to(clean)
+        denoiser, noise = self.denoiser, torch.randn(clean.shape, generator=draws).to(clean)
         time = 0.01 + 0.98 * float(torch.rand((), generator=draws)) if time is None else time
         level = levels_at(denoiser.schedule, [time])[0]
         found = denoiser.output(level.alpha * clean + level.sigma * noise, level, texts)

@@ -72,6 +72,8 @@ class Erase(Console):
     def run(self) -> int:
         from logsnr.worlds.load import load
 
+        if self.rank < 1:
+            raise InputError(f"rank is {self.rank}: an adapter has at least rank 1")
         config = self._config()
         check_writable(self.out)
         if (self.out / "delta").exists():
@@ -105,13 +107,15 @@ class Erase(Console):
         """The earlier deltas put into the pipeline, and what they erased and held protected."""
         from logsnr.models.delta import Delta
 
-        protected, modules = list(config.protected), config.modules
+        if not self.after:
+            return config
+        protected = list(config.protected)
+        modules = ("xattn-kv",) if config.modules == EraseConfig.modules else config.modules
         for folder in self.after:
             delta = Delta.from_pretrained(folder)
             delta.merge(pipe)
             earlier = delta.record.config
             protected += [*delta.record.targets, *earlier.get("preserved", ()), *earlier.get("protected", ())]
-            modules = modules if self.modules else ("xattn-kv",)
         return replace(config, protected=tuple(dict.fromkeys(protected)), modules=modules)
 
     def _erase(self, pipe: Pipeline, config: EraseConfig) -> int:

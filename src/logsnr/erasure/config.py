@@ -124,6 +124,10 @@ class EraseConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise InputError(f"{name} is {value}: it must be positive")
+        if self.method in ("ca", "uce", "rece") and self.adversary != "none":
+            raise InputError(f"{self.method} has no adversary: say none, or take another method")
+        if self.method == "age" and self.adversary == "none":
+            raise InputError("age leads a target to what an adversary chooses: name one")
         if self.adversary == "fixed" and not self.preserved:
             raise InputError("a fixed adversary needs something to hold: give preserved prompts, such as 'a photo'")
 

@@ -139,11 +139,12 @@ def _network(
     """The network as a function of (xt, timestep, **cond) in its own precision, and the module behind it."""
     module: Any = network_of(pipe)
     architecture, dtype = architecture_of(pipe), module.dtype  # dtype looks through all parameters: once
+    own = None if weights is None else dict(weights)
 
     def call(xt: Tensor, timestep: Tensor, **cond: Any) -> Tensor:
         inputs, given = architecture.arguments(pipe, xt.to(dtype), timestep, cond, guidance)
         given = {**given, "return_dict": False}
-        output = module(*inputs, **given) if weights is None else functional_call(module, dict(weights), inputs, given)
+        output = module(*inputs, **given) if own is None else functional_call(module, own, inputs, given)
         return architecture.output(pipe, output[0], xt).to(xt.dtype)
 
     return call, module
