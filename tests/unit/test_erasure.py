@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -13,14 +14,15 @@ from pipelines import tiny_sd, tiny_sd3
 from logsnr.core.config import from_dict, to_dict
 from logsnr.core.errors import InputError, UnsupportedError
 from logsnr.erasure.ablation import ConceptAblation
-from logsnr.erasure.adversary import Continuous, Drawn, Exhaustive, Gumbel, allow, mix_rows
+from logsnr.erasure.adversary import Continuous, Directions, Drawn, Exhaustive, Gumbel, allow, mix_rows
 from logsnr.erasure.candidates import excluded_names, find_candidates, representatives
 from logsnr.erasure.closed_form import adversarial, closed_form, last_tokens
-from logsnr.erasure.config import PRESETS, CandidateConfig, EraseConfig, preset
+from logsnr.erasure.config import PRESETS, CandidateConfig, EraseConfig, RobustConfig, preset
 from logsnr.erasure.erase import candidates_of, erase, erase_steps, make_method
 from logsnr.erasure.method import OutputErasure
 from logsnr.erasure.scores import repeat_row
 from logsnr.models.delta import Delta
+from logsnr.models.export import export_delta
 from logsnr.models.fingerprint import fingerprint
 from logsnr.models.parameters import select_parameters
 from logsnr.models.pipeline import component_of, denoiser_of, encode_prompts, latent_shape, network_of
@@ -207,6 +209,51 @@ def test_a_continuous_adversary_climbs() -> None:
     torch.testing.assert_close(adversary.points.data, moved)
 
 
+# The attacker inside the training
+
+
+@pytest.mark.parametrize("text", ["prefix", "embedding"])
+def test_a_text_is_found_that_still_reaches_the_target(text: Any) -> None:
+    robust = RobustConfig(text, steps=40, share=0.5)
+    method = moved(tiny_sd(), config_of(robust=robust, adversary="none"))
+    scores, rows = method.scores, torch.tensor([1, 0, 0, 1])
+    x, level = torch.randn(4, *scores.shape), scores.levels.grid[1]
+    names = {key: value[rows] for key, value in method.texts.items()}
+    weights = [parameter.clone() for parameter in scores.edited.values()]
+    found = method.reaching.search(x, level, rows)
+    with torch.no_grad():
+        aim = scores.output(scores.old, x, level, names)
+        errors = [(scores.output(scores.still, x, level, t) - aim).square().flatten(1).mean(1) for t in (names, found)]
+    assert (errors[1][:2] < 0.9 * errors[0][:2]).all()
+    torch.testing.assert_close(errors[1][2:], errors[0][2:])  # the other half of the rows keeps its names
+    assert all(torch.equal(old, new) for old, new in zip(weights, scores.edited.values(), strict=True))
+    assert all(parameter.grad is None for parameter in scores.edited.values())
+    assert scores.cost.forward["attack"] == 2 * (1 + 40)
+    assert scores.cost.backward_input == 2 * 40
+    again = method.reaching.search(x, level, rows)  # goes on from there
+    with torch.no_grad():
+        further = (scores.output(scores.still, x, level, again) - aim).square().flatten(1).mean(1)
+    assert further[:2].mean() < errors[1][:2].mean()
+
+
+def test_a_prefix_of_a_known_word_reads_as_that_text() -> None:
+    method = method_of(tiny_sd(), config_of(robust=RobustConfig("prefix")))
+    pipe = method.scores.pipe
+    word = pipe.tokenizer("dark").input_ids[1]
+    method.reaching.points.data[:] = pipe.text_encoder.get_input_embeddings().weight[word]
+    read = method.reaching.read(torch.tensor([1, 0, 1]))["encoder_hidden_states"]
+    torch.testing.assert_close(
+        read, method.scores.encode(["dark boot", "dark bag", "dark boot"])["encoder_hidden_states"]
+    )
+
+
+def test_the_search_starts_after_its_share_of_the_run() -> None:
+    method = method_of(tiny_sd(), config_of(robust=RobustConfig("embedding", steps=1, after=0.5)))
+    for step, spent in ((0, None), (1, None), (2, 2 * 2)):  # of three steps
+        method.loss(batch_of(step), step)
+        assert method.scores.cost.forward.get("attack") == spent
+
+
 # Cost
 
 
@@ -268,6 +315,7 @@ def test_every_preset_edits_the_selected_parameters_alone(name: str) -> None:
     before = {k: v.clone() for k, v in network_of(pipe).named_parameters()}
     config = replace(preset(name, "bag"), run=FitConfig(steps=2, batch_size=2, warmup=0, clip=None), learning_rate=1e-3)
     config = replace(config, trajectory_steps=4, candidates=CandidateConfig(WORDS))
+    config = replace(config, robust=replace(config.robust, steps=2))
     delta = erase(pipe, config=config)
     chosen = {f"unet.{parameter}" for parameter in select_parameters(network_of(pipe), config.modules)}
     assert delta.tensors
@@ -282,7 +330,13 @@ def test_every_preset_edits_the_selected_parameters_alone(name: str) -> None:
 def test_an_interrupted_run_goes_on_exactly(adversary: str, tmp_path: Any) -> None:
     pipe, config = (
         tiny_sd(),
-        config_of(adversary=adversary, preserved=("dark",), search_every=2, timestep_sampling="cost"),
+        config_of(
+            adversary=adversary,
+            preserved=("dark",),
+            search_every=2,
+            timestep_sampling="cost",
+            robust=RobustConfig("embedding", steps=2),
+        ),
     )
     whole = erase(pipe, config=config)
     config = replace(config, run=replace(config.run, out=tmp_path))
@@ -326,6 +380,65 @@ def test_training_leads_the_target_away_and_holds_the_rest() -> None:
         losses[weight] = kept
         assert erased < 0.95 * start
     assert losses[5.0] < 0.7 * losses[0.0]
+
+
+@pytest.mark.parametrize("adversary", ["gumbel", "directions"])
+def test_adapters_train_in_place_of_the_weights(adversary: Any, tmp_path: Any) -> None:
+    pipe = tiny_sd()
+    before = {name: value.clone() for name, value in network_of(pipe).named_parameters()}
+    config = config_of(adversary=adversary, adapter_rank=2)
+    whole = erase(pipe, config=config)
+    assert {name: value.shape for name, value in network_of(pipe).named_parameters()} == {
+        name: value.shape for name, value in before.items()
+    }
+    assert all(torch.equal(value, before[name]) for name, value in network_of(pipe).named_parameters())
+    assert all(value.requires_grad for value in network_of(pipe).parameters())
+    changes = whole.differences(pipe)
+    assert not any(name.endswith(".bias") for name in changes)
+    assert {int(torch.linalg.matrix_rank(change.flatten(1), rtol=1e-3)) for change in changes.values()} == {2}
+    assert export_delta(whole, pipe, tmp_path / "lora", "diffusers", rank=2).error < 1e-4
+    run = replace(config.run, out=tmp_path / "run")
+    steps = erase_steps(pipe, replace(config, run=run))
+    next(steps)
+    steps.close()
+    again = erase(pipe, config=replace(config, run=replace(run, resume=True)))
+    assert all(torch.equal(value, again.tensors[name]) for name, value in whole.tensors.items())
+
+
+def test_adapters_are_for_matrices_and_convolutions() -> None:
+    assert set(erase(tiny_sd(), config=config_of(adapter_rank=1, modules=("conv_in",))).tensors) == {
+        "unet.conv_in.weight"
+    }
+    pipe = tiny_sd()
+    with pytest.raises(InputError, match="is a matrix"):
+        erase(pipe, config=config_of(adapter_rank=1, modules=(r"norm\d\.",)))
+    assert all(value.requires_grad for value in network_of(pipe).parameters())
+
+
+def test_an_adapter_moves_weights_about_as_far_as_the_strength_says() -> None:
+    run = FitConfig(steps=20, batch_size=2, warmup=0, clip=None)
+    for rank in (None, 1, 4):
+        pipe = tiny_sd()
+        config = config_of(learning_rate=None, strength=0.2, adapter_rank=rank, run=run)
+        weights = [w for n, w in select_parameters(network_of(pipe), "xattn").items() if n.endswith("weight")]
+        size = torch.cat([weight.detach().flatten() for weight in weights]).square().mean().sqrt()
+        moved = torch.cat([change.flatten() for change in erase(pipe, config=config).differences(pipe).values()])
+        assert 0.02 < float(moved.square().mean().sqrt() / size) < 0.4
+
+
+def test_directions_are_as_long_as_the_target_and_seldom_near_it() -> None:
+    aims = {"encoder_hidden_states": torch.tensor([[[3.0, 4.0]], [[0.0, 2.0]]]), "pooled": torch.ones(2, 1)}
+    targets = torch.arange(2).repeat_interleave(4000)
+    drawn = Directions(aims).choose(targets, batch_of(rows=8000), None)
+    text, aim = drawn["encoder_hidden_states"][:, 0], aims["encoder_hidden_states"][targets, 0]
+    ratio = text.norm(dim=1) / aim.norm(dim=1)
+    assert (ratio.min() > 0.799, ratio.max() < 1.201) == (True, True)
+    torch.testing.assert_close(ratio.mean(), torch.tensor(1.0), atol=0.01, rtol=0)
+    near = torch.nn.functional.cosine_similarity(text, aim)
+    torch.testing.assert_close(
+        near.mean(), torch.tensor(-math.pi / (4 * math.pi - 4)), atol=0.02, rtol=0
+    )  # min(1, 1 - cos) on the circle
+    assert (drawn["pooled"] == 1).all()
 
 
 def test_no_step_is_no_change() -> None:
@@ -529,6 +642,9 @@ def test_names_that_the_encoder_cannot_read_are_told() -> None:
         ({"targets": ("bag",), "method": "uce"}, "no adversary"),
         ({"targets": ("bag",), "method": "age", "adversary": "none"}, "name one"),
         ({"targets": ("bag",), "trajectory_steps": 1}, "trajectory_steps"),
+        ({"targets": ("bag",), "adapter_rank": 0}, "adapter_rank"),
+        ({"targets": ("bag",), "adapter_rank": 2, "protected": ("boot",)}, "whole matrices"),
+        ({"targets": ("bag",), "method": "ca", "adversary": "none", "robust": RobustConfig("prefix")}, "attacker"),
     ],
 )
 def test_impossible_configurations_are_refused(changes: dict[str, Any], said: str) -> None:

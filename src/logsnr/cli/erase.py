@@ -18,7 +18,17 @@ if TYPE_CHECKING:
     from logsnr.models.delta import Delta
     from logsnr.models.pipeline import Pipeline
 
-_OPTIONS = ("anchor", "preserved", "modules", "strength", "learning_rate", "adversary", "loss_weighting")
+_OPTIONS = (
+    "anchor",
+    "preserved",
+    "modules",
+    "adapter_rank",
+    "strength",
+    "learning_rate",
+    "adversary",
+    "loss_weighting",
+)
+_NESTED = ("run", "candidates", "robust")
 _RUN = ("steps", "batch_size", "seed")
 
 
@@ -31,7 +41,8 @@ class Erase(Console):
     target: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = ()
     """Concepts to erase, as bare names."""
     method: str = "eap"
-    """eap (adversarial preservation), eap-paper (as released), esd, esd-x0, esd-preserve, age, ca, uce or rece."""
+    """eap (adversarial preservation), eap-paper (as released), robust (against attacks too), esd, esd-x0, esd-preserve,
+    spm, advunlearn, age, ca, uce or rece."""
     config: Path | None = None
     """A JSON file of any options of EraseConfig, over those of the method; the options below come after it."""
     after: tuple[Path, ...] = ()
@@ -42,12 +53,14 @@ class Erase(Console):
     """Prompts that closed forms and a fixed adversary hold in place."""
     modules: tuple[str, ...] | None = None
     """Parameters to edit: xattn, xattn-kv, selfattn, noxattn, notime, full, or regular expressions."""
+    adapter_rank: int | None = None
+    """Train low-rank adapters of this rank instead of whole matrices."""
     strength: float | None = None
     """The most that a weight can move over the whole run, as a share of the weights' root mean square; 0.4."""
     learning_rate: float | None = None
     """A learning rate in place of the one that strength and steps make."""
     adversary: str | None = None
-    """Who chooses the concept to hold in place: gumbel, exhaustive, random, pgd, fixed or none."""
+    """Who chooses the concept to hold in place: gumbel, exhaustive, random, pgd, directions, fixed or none."""
     loss_weighting: str | None = None
     """Whether errors are those of the noise (epsilon), of clean data (x0), or min_snr."""
     steps: int | None = None
@@ -90,7 +103,7 @@ class Erase(Console):
 
         found = to_dict(preset(self.method, *(self.target or ("?",))))
         given: dict[str, Any] = read_json(self.config) if self.config else {}
-        if not isinstance(given, dict) or not all(isinstance(given.get(k, {}), dict) for k in ("run", "candidates")):
+        if not isinstance(given, dict) or not all(isinstance(given.get(name, {}), dict) for name in _NESTED):
             raise InputError(f"{self.config} is no JSON object of options: write names and values of EraseConfig")
         options = {name: getattr(self, name) for name in _OPTIONS if getattr(self, name) is not None}
         run = {name: getattr(self, name) for name in _RUN if getattr(self, name) is not None}
@@ -99,8 +112,8 @@ class Erase(Console):
         elif "targets" not in given:
             raise InputError("there is nothing to erase: say --target NAME, or name targets in --config")
         merged = {**found, **given, **options}
-        merged["candidates"] = {**found["candidates"], **given.get("candidates", {})}
-        merged["run"] = {**found["run"], **given.get("run", {}), **run, "resume": self.resume}
+        merged |= {name: {**found[name], **given.get(name, {})} for name in _NESTED}
+        merged["run"] |= {**run, "resume": self.resume}
         return from_dict(EraseConfig, merged)
 
     def _build_on(self, pipe: Pipeline, config: EraseConfig) -> EraseConfig:

@@ -2,7 +2,8 @@
 
 Each adversary gives, for the targets of a batch, the text of one chosen concept a row. The paper's is a Gumbel-softmax
 over candidates, whose logits climb the loss that the network descends. Searching all candidates (``Exhaustive``),
-drawing blindly (``Drawn``) and leaving the words for any embedding (``Continuous``) are its controls.
+drawing blindly (``Drawn``), leaving the words for any embedding (``Continuous``) and any direction (``Directions``) are
+its controls.
 """
 
 from __future__ import annotations
@@ -117,6 +118,26 @@ class Continuous(Adversary):
             length = rows.norm(dim=1, keepdim=True) / slope.norm(dim=1, keepdim=True).clamp(min=1e-12)
             self.points.add_(self.rate * (length * slope).view_as(self.points))
             self.points.grad = None
+
+
+class Directions(Adversary):
+    """Random directions about as long as a target's text, the rarer the nearer they point to it (SPM, 2312.16145).
+
+    ``aims`` is the text of the targets. One of eight draws is taken: the first that its chance, 1 - cosine, lets pass.
+    """
+
+    def __init__(self, aims: Tree):
+        super().__init__(aims, torch.ones(len(aims[_TEXT]), 1, dtype=torch.bool))
+
+    def choose(self, targets: Tensor, batch: Batch, search: Search) -> Tree:
+        aims = select_rows(self.texts, targets)
+        text = aims[_TEXT]
+        drawn = batch.normal(8, *text.shape[1:]).flatten(2)
+        near = nn.functional.cosine_similarity(drawn, text.flatten(1)[:, None], dim=2)
+        first = (batch.uniform(8) < 1 - near).long().argmax(1)
+        taken = drawn[torch.arange(len(drawn)), first]
+        length = text.flatten(1).norm(dim=1) * (0.8 + 0.4 * batch.uniform())
+        return {**aims, _TEXT: (taken * (length / taken.norm(dim=1))[:, None]).view_as(text)}
 
 
 def mix_rows(tree: Tree, weights: Tensor) -> dict[str, Any]:

@@ -19,6 +19,7 @@ _POSITIVE = (
     "closed_form_rounds",
     "adversary_ridge",
     "anchor_images",
+    "adapter_rank",
 )
 
 
@@ -47,6 +48,26 @@ class CandidateConfig:
 
 
 @dataclass(frozen=True)
+class RobustConfig:
+    """Texts that still reach a target, sought before every step, under which it is erased too."""
+
+    text: Literal["none", "prefix", "embedding"] = "none"
+    """What is sought: nothing, one embedding in front of the name (AdvUnlearn), or the whole text."""
+    steps: int = 30
+    """Steps of a search; it goes on from what the last one found."""
+    rate: float = 0.05
+    """What an element moves in one, as a share of the elements' size."""
+    after: float = 0.0
+    """The share of the run that comes first, without."""
+    share: float = 1.0
+    """The share of a step's rows in which the found text stands for the name."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.rate <= 0 or not 0 <= self.after < 1 or not 0 < self.share <= 1:
+            raise InputError("robust needs steps of at least 1, a positive rate, after in [0, 1) and share in (0, 1]")
+
+
+@dataclass(frozen=True)
 class EraseConfig:
     """One erasure: targets, method, and all its constants. ``preset`` has combinations with a name."""
 
@@ -68,6 +89,8 @@ class EraseConfig:
     """Weight of what is held in place."""
     modules: tuple[str, ...] = ("xattn",)
     """Parameters to edit: a named set (xattn, xattn-kv, selfattn, noxattn, notime, full) or regular expressions."""
+    adapter_rank: int | None = None
+    """Train low-rank adapters (2106.09685) on the matrices among these, in place of the parameters themselves."""
     strength: float = 0.4
     """The most that a weight can move over the whole run, as a share of the edited weights' root mean square."""
     learning_rate: float | None = None
@@ -86,8 +109,8 @@ class EraseConfig:
     """Whether errors are those of the noise or of the clean data."""
     w_max: float | None = None
     """Largest weight of a level, where their mean is 1."""
-    adversary: Literal["gumbel", "exhaustive", "random", "pgd", "fixed", "none"] = "gumbel"
-    """Who chooses the concept to hold in place; fixed draws from ``preserved``, none holds nothing."""
+    adversary: Literal["gumbel", "exhaustive", "random", "pgd", "directions", "fixed", "none"] = "gumbel"
+    """Who chooses the concept to hold in place; fixed draws from ``preserved``, directions (SPM) any embedding."""
     adversary_schedule: Literal["simultaneous", "alternating"] = "simultaneous"
     """Both players learn from one backward pass, or each in steps of its own."""
     adversary_steps: int = 2
@@ -104,6 +127,8 @@ class EraseConfig:
     candidate_state: Literal["own", "shared"] = "own"
     """Whether a candidate is held in place on a trajectory of its own, or on the target's."""
     candidates: CandidateConfig = field(default_factory=CandidateConfig)
+    robust: RobustConfig = field(default_factory=RobustConfig)
+    """The attacker inside the training."""
     closed_form_ridge: float = 0.5
     """uce and rece: weight of the projections as they were."""
     closed_form_scale: float = 1.0
@@ -126,6 +151,10 @@ class EraseConfig:
                 raise InputError(f"{name} is {value}: it must be positive")
         if self.method in ("ca", "uce", "rece") and self.adversary != "none":
             raise InputError(f"{self.method} has no adversary: say none, or take another method")
+        if self.method in ("ca", "uce", "rece") and self.robust.text != "none":
+            raise InputError(f"{self.method} has no attacker inside the training: take eap, esd or age")
+        if self.adapter_rank and (self.method in ("uce", "rece") or self.protected):
+            raise InputError("adapters are for methods that train, and protected prompts need whole matrices instead")
         if self.method == "age" and self.adversary == "none":
             raise InputError("age leads a target to what an adversary chooses: name one")
         if self.adversary == "fixed" and not self.preserved:
@@ -162,6 +191,21 @@ PRESETS: dict[str, dict[str, Any]] = {
         "loss_weighting": "epsilon",
     },
     "age": {"method": "age", "gumbel_temperature": 0.1, "gumbel_hard": False},
+    "spm": {
+        "method": "esd",
+        "adversary": "directions",
+        "modules": (r"transformer_blocks\.",),
+        "adapter_rank": 1,
+        "preservation_weight": 1000.0,
+        "loss_weighting": "epsilon",
+    },
+    "advunlearn": {
+        "method": "esd",
+        "adversary": "random",
+        "loss_weighting": "epsilon",
+        "robust": RobustConfig("prefix", after=0.2),
+    },
+    "robust": {"robust": RobustConfig("embedding", steps=10, share=0.5)},
     "ca": {"method": "ca", "adversary": "none", "modules": ("xattn-kv",), "loss_weighting": "epsilon"},
     "uce": {"method": "uce", "adversary": "none", "modules": ("xattn-kv",)},
     "rece": {"method": "rece", "adversary": "none", "modules": ("xattn-kv",)},

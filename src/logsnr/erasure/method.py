@@ -21,12 +21,13 @@ from torch.nn import functional
 from logsnr.core.errors import InputError
 from logsnr.core.random import generator
 from logsnr.core.types import Level
-from logsnr.erasure.adversary import Adversary, Continuous, Drawn, Exhaustive, Gumbel, allow
+from logsnr.erasure.adversary import Adversary, Continuous, Directions, Drawn, Exhaustive, Gumbel, allow
 from logsnr.erasure.candidates import Candidates
 from logsnr.erasure.config import EraseConfig
 from logsnr.erasure.levels import normal, with_floor
+from logsnr.erasure.robust import reaching
 from logsnr.erasure.scores import Cost, Scores, detach_tree, repeat_row
-from logsnr.models.delta import Delta, DeltaRecord, make_delta, write_delta
+from logsnr.models.delta import Delta, DeltaRecord, write_delta
 from logsnr.models.denoiser import Tree, join_trees, num_rows, select_rows, split_tree
 from logsnr.models.pipeline import Pipeline
 from logsnr.train.method import Batch, Group, Loss, load_module_state, module_state
@@ -42,9 +43,13 @@ class OutputErasure:
     def __init__(self, pipe: Pipeline, config: EraseConfig, candidates: Sequence[Candidates] = ()):
         self.config, self.candidates = config, list(candidates)
         self.scores = Scores(pipe, config)
-        self.texts, self.anchor = self.scores.encode(list(config.targets)), self.scores.encode([config.anchor])
-        self.adversary = self._adversary()
-        self.memory = self._memory()
+        try:
+            self.texts, self.anchor = self.scores.encode(list(config.targets)), self.scores.encode([config.anchor])
+            self.adversary = self._adversary()
+            self.reaching, self.memory = reaching(self.scores, self.texts, config), self._memory()
+        except BaseException:
+            self.scores.restore()
+            raise
 
     def _adversary(self) -> Adversary | None:
         config, encode = self.config, self.scores.encode
@@ -52,6 +57,8 @@ class OutputErasure:
             return None
         if config.adversary == "pgd":
             return Continuous(self.anchor, len(config.targets), rate=config.adversary_lr)
+        if config.adversary == "directions":
+            return Directions(self.texts)
         lists = [found.names for found in self.candidates]
         if config.adversary == "fixed":
             lists = [config.preserved] * len(config.targets)
@@ -92,7 +99,8 @@ class OutputErasure:
         x, x_chosen = self._states(noise, rows, chosen, place, models)
         parts, scales = {}, {"erase": weight, "hold": weight * config.preservation_weight}
         if models:
-            parts["erase"] = self.erasing(x, told, rows, self._aims(chosen, len(x)))
+            found = self._reached(x, told, rows, step)
+            parts["erase"] = self.erasing(x, told, rows, self._aims(chosen, len(x)), found)
         if chosen is not None:
             adversary = learns and (together or not models)
             parts["hold"] = self.holding(x_chosen, told, chosen, model=models, adversary=adversary).mean()
@@ -124,15 +132,23 @@ class OutputErasure:
         """Where targets are led: to the anchor, or, by AGE, to the very concept that the adversary chose."""
         return detach_tree(chosen) if self.config.method == "age" and chosen else repeat_row(self.anchor, count)
 
-    def erasing(self, x: Tensor, told: Level, rows: Tensor, aims: Tree) -> Tensor:
-        """The mean squared error between the targets' outputs on x and where they are led, beyond ``aims``."""
+    def _reached(self, x: Tensor, told: Level, rows: Tensor, step: int) -> Tree | None:
+        """Texts that still reach the targets, once the run is so far that they are sought."""
+        due = step >= self.config.robust.after * self.config.run.steps
+        return self.reaching.search(x, told, rows) if self.reaching and due else None
+
+    def erasing(self, x: Tensor, told: Level, rows: Tensor, aims: Tree, found: Tree | None = None) -> Tensor:
+        """The mean squared error between the targets' outputs on x and where they are led, beyond ``aims``.
+
+        The outputs are those under the names, or under the texts that were ``found`` to reach the targets.
+        """
         scores, texts = self.scores, select_rows(self.texts, rows)
         with torch.no_grad():
             prompts = join_trees(aims, texts)
             towards, away = scores.output(scores.old, torch.cat([x, x]), told, prompts).chunk(2)
         scores.cost.backward_full += len(x)
-        found = scores.output(scores.new, x, told, texts)
-        return functional.mse_loss(found, led_away(towards, away, self.config.negative_guidance))
+        output = scores.output(scores.new, x, told, found or texts)
+        return functional.mse_loss(output, led_away(towards, away, self.config.negative_guidance))
 
     def holding(self, x: Tensor, told: Level, texts: Tree, *, model: bool, adversary: bool) -> Tensor:
         """Mean squared changes (rows,) of the chosen concepts' outputs; the flags say which players learn from them."""
@@ -183,7 +199,8 @@ class OutputErasure:
         return {"network": self.scores.network, **self._players()}
 
     def _players(self) -> dict[str, nn.Module]:
-        return {"adversary": self.adversary} if self.adversary else {}
+        players = {"adversary": self.adversary, "reaching": self.reaching}
+        return {name: player for name, player in players.items() if player}
 
     def parameter_groups(self) -> list[Group]:
         groups = [Group(list(self.scores.edited.values()), self.learning_rate())]
@@ -193,12 +210,10 @@ class OutputErasure:
 
     def learning_rate(self) -> float:
         """The configured one, or that by which Adam's steps add up to ``strength`` times the weights' size at most."""
-        config, weights = self.config, self.scores.before.values()
+        config = self.config
         if config.learning_rate is not None:
             return config.learning_rate
-        squares = sum(float(weight.double().square().sum()) for weight in weights)
-        size = (squares / sum(weight.numel() for weight in weights)) ** 0.5
-        return config.strength * size / config.run.steps
+        return config.strength * self.scores.size / config.run.steps
 
     def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         return torch.optim.Adam(groups)
@@ -230,7 +245,7 @@ class OutputErasure:
         """What changed so far, with what it cost and what the adversary came to prefer."""
         scores, config = self.scores, self.config
         record = DeltaRecord({scores.component: self.scores.base}, config.method, config.targets, {}, self.report())
-        return make_delta(scores.pipe, {scores.component: scores.before}, record)
+        return scores.delta(record)
 
     def report(self) -> dict[str, Any]:
         """Figures of the run for its record."""

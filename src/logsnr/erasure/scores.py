@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -12,7 +12,8 @@ from torch import Tensor
 from logsnr.core.types import Level
 from logsnr.erasure.config import EraseConfig
 from logsnr.erasure.levels import LevelDraw
-from logsnr.models.delta import check_editable
+from logsnr.models.adapters import attach_adapters, detach_adapters, merged_weights
+from logsnr.models.delta import Delta, DeltaRecord, check_editable, make_delta
 from logsnr.models.denoiser import Conditioning, NetworkDenoiser, Tree, select_rows
 from logsnr.models.fingerprint import fingerprint
 from logsnr.models.parameters import select_parameters
@@ -45,7 +46,8 @@ class Cost:
 class Scores:
     """Outputs of the network as it is edited (``new``), as it was (``old``), and as edited but held fixed (``still``).
 
-    Only the selected parameters are kept twice, and only they have gradients; ``before`` are their old values.
+    Only the selected parameters are kept twice, and only they have gradients; ``before`` are their old values. With
+    adapters these are the adapters' parameters. ``size`` is what ``strength`` is a share of.
 
     Raises:
         InputError: the selection is empty, or a loss weight is infinite.
@@ -56,8 +58,14 @@ class Scores:
         self.pipe, self.network, self.component = pipe, network_of(pipe), component_of(pipe)
         check_editable(self.network, self.component)
         self.base = fingerprint(self.network)
+        plain = denoiser_of(pipe)
+        self.levels = LevelDraw(plain.schedule, plain.kind, config)
         self.edited = select_parameters(self.network, config.modules)
+        self.size, self.adapted = root_mean_square(self.edited.values()), config.adapter_rank is not None
         self._flags = {name: parameter.requires_grad for name, parameter in self.network.named_parameters()}
+        if config.adapter_rank is not None:
+            self.edited = attach_adapters(self.network, self.edited, config.adapter_rank, seed=config.run.seed)
+            self.size /= config.adapter_rank * root_mean_square(p for p in self.edited.values() if p.any())
         self.network.requires_grad_(False)
         for parameter in self.edited.values():
             parameter.requires_grad_(True)
@@ -66,7 +74,6 @@ class Scores:
         self.new, self.old, self.still = (denoiser_of(pipe, weights=part) for part in (None, self.before, still))
         followed = self.before if config.trajectory_model == "frozen" else still
         self.sampler = denoiser_of(pipe, guidance_scale=config.trajectory_guidance, weights=followed)
-        self.levels = LevelDraw(self.new.schedule, self.new.kind, config)
         self.shape, self.cost, self._purpose = latent_shape(pipe), Cost(), ""
         self.empty = encode_prompts(pipe, [""], guided=False).values
 
@@ -113,14 +120,29 @@ class Scores:
         purpose = self._purpose or purpose
         self.cost.forward[purpose] = self.cost.forward.get(purpose, 0) + samples
 
+    def delta(self, record: DeltaRecord) -> Delta:
+        """What differs from the network as it was, with this record."""
+        if not self.adapted:
+            return make_delta(self.pipe, {self.component: self.before}, record)
+        return Delta({f"{self.component}.{name}": w for name, w in merged_weights(self.network).items()}, record)
+
     @torch.no_grad()
     def restore(self) -> None:
         """Give the network its old values back, bit by bit, and let those have gradients that had before."""
-        for name, parameter in self.edited.items():
-            parameter.copy_(self.before[name])
+        if self.adapted:
+            detach_adapters(self.network)
+        else:
+            for name, parameter in self.edited.items():
+                parameter.copy_(self.before[name])
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(self._flags[name])
             parameter.grad = None
+
+
+def root_mean_square(values: Iterable[Tensor]) -> float:
+    """Over all elements of all tensors."""
+    found = [(float(value.detach().double().square().sum()), value.numel()) for value in values]
+    return (sum(square for square, _ in found) / sum(count for _, count in found)) ** 0.5
 
 
 def repeat_row(tree: Tree, count: int) -> Tree:

@@ -98,9 +98,9 @@ EMOJI = Recipe(
     autoencoder=AutoencoderConfig(channels=3, block_channels=(32, 64, 80)),
     denoiser=DenoiserConfig(text_width=88, text_length=24),
     runs={
-        "judge": FitConfig(steps=12000, batch_size=128, decay="cosine", seed=0),
-        "judge_second": FitConfig(steps=8000, batch_size=128, decay="cosine", seed=1),
-        "autoencoder": FitConfig(steps=12000, batch_size=64, decay="cosine", seed=2, preview_every=2000),
+        "judge": FitConfig(steps=7000, batch_size=128, decay="cosine", seed=0),
+        "judge_second": FitConfig(steps=6000, batch_size=128, decay="cosine", seed=1),
+        "autoencoder": FitConfig(steps=8000, batch_size=64, decay="cosine", seed=2, preview_every=2000),
         "denoiser": FitConfig(steps=24000, batch_size=128, decay="cosine", warmup=200, seed=3, preview_every=2000),
     },
 )
