@@ -13,6 +13,7 @@ from logsnr.core.random import generator
 from logsnr.data.captions import Wording
 from logsnr.erasure.config import CandidateConfig, EraseConfig, preset
 from logsnr.erasure.erase import erase, make_method
+from logsnr.models.delta import Delta
 from logsnr.models.pipeline import network_of
 from logsnr.train.config import FitConfig
 from logsnr.train.loop import fit
@@ -66,8 +67,7 @@ def trained(name: str, **changes: Any) -> Callable[[Any, Task], Iterator[Snapsho
         try:
             for progress in fit(method, None, fit_config):
                 if progress.step in SNAPSHOTS:
-                    tensors = {key: value.detach().clone() for key, value in method.scores.edited.items()}
-                    yield Snapshot(progress.step, tensors, method.scores.cost.evaluation_equivalents)
+                    yield _snapshot(progress.step, method.delta(), method.scores.cost.evaluation_equivalents)
         finally:
             method.scores.restore()
 
@@ -80,10 +80,13 @@ def closed(name: str, **changes: Any) -> Callable[[Any, Task], Iterator[Snapshot
     def run(pipe: Any, task: Task) -> Iterator[Snapshot]:
         for scale in SCALES:
             config = replace(_config(name, task), closed_form_scale=scale, **changes)
-            delta = erase(pipe, config=config)
-            yield Snapshot(scale, {key.partition(".")[2]: value for key, value in delta.tensors.items()}, 0)
+            yield _snapshot(scale, erase(pipe, config=config), 0)
 
     return run
+
+
+def _snapshot(strength: float, delta: Delta, evaluation_equivalents: int) -> Snapshot:
+    return Snapshot(strength, {k.partition(".")[2]: v for k, v in delta.tensors.items()}, evaluation_equivalents)
 
 
 def _config(name: str, task: Task) -> EraseConfig:

@@ -12,7 +12,15 @@ from pipelines import tiny_sd, tiny_sd3
 from logsnr.attacks.attack import _inversion, attack
 from logsnr.attacks.attacker import Attacker, Sought
 from logsnr.attacks.config import ATTACKS, AttackConfig
-from logsnr.attacks.prefix import encode_prefixed, hardened, project_simplex, token_embeddings
+from logsnr.attacks.search import GeneticSearch, ImitationSearch
+from logsnr.attacks.tokens import (
+    encode_points,
+    hardened,
+    insertion_places,
+    nearest_tokens,
+    project_simplex,
+    token_embeddings,
+)
 from logsnr.core.errors import InputError, UnsupportedError
 from logsnr.models.fingerprint import fingerprint
 from logsnr.models.pipeline import denoiser_of, encode_prompts, latent_shape, network_of
@@ -24,7 +32,7 @@ CONFIG = AttackConfig(
 
 def sought(pipe: Any, seed: int = 0) -> Sought:
     references = torch.randn(2, *latent_shape(pipe), generator=torch.Generator().manual_seed(seed))
-    return Sought(pipe, ["a photo of a bag", "bag"], references)
+    return Sought(pipe, ["a photo of a bag", "bag"], references, ["a photo of a boot", "sneaker"])
 
 
 @pytest.mark.parametrize("make", [tiny_sd, tiny_sd3])
@@ -54,7 +62,7 @@ def test_every_attack_has_its_curve_and_its_control(make: Any, name: Any) -> Non
 def test_an_embedding_is_learned_that_draws_the_references_better() -> None:
     pipe = tiny_sd()
     config = replace(CONFIG, steps=(0, 60), batch_size=8, learning_rate=0.1)
-    attacker, losses = Attacker(sought(pipe), len, config), []
+    attacker, losses = Attacker(sought(pipe), pipe, len, config), []
     loss = attacker.loss
 
     def recorded(*given: Any) -> torch.Tensor:
@@ -78,11 +86,15 @@ def test_a_prefix_is_sought_for_every_reference_that_needs_one() -> None:
             [len(calls) in (2, 4)]
         )  # the second prompt alone; then the first reference, at the second time
 
-    config = replace(CONFIG, attack="unlearndiffatk", prefix_times=3, prefix_iterations=2, prefix_tokens=2)
+    config = replace(CONFIG, attack="unlearndiffatk", rounds=3, iterations=2, num_tokens=2)
     found = attack(sought(edited), sought(original, 1), shows, config)
     assert found.curve == [(0.0, 0.5), (2.0, 0.5), (4.0, 1.0), (6.0, 1.0)]
     assert found.success_rate == 1.0
     assert found.control_rate == 0.0
+    assert len(found.prompts) == 2
+    assert found.prompts[0].endswith("a photo of a bag")
+    assert len(found.prompts[0].split()) == 5 + 2
+    assert found.prompts[1] == "bag"
     assert (fingerprint(network_of(edited)), fingerprint(edited.text_encoder)) == before
     searched = 2 * 2 + 2 * (2 * 3)  # one reference at two times; in the control two at three; iterations
     assert found.network_evaluations == searched + len(calls) * 2 * 2  # images: two guided steps each
@@ -94,9 +106,77 @@ def test_a_prefix_of_known_words_is_that_text() -> None:
     pipe = tiny_sd()
     embeddings = token_embeddings(pipe)
     ids = pipe.tokenizer("dark small").input_ids[1:-1]
-    found = encode_prefixed(pipe, "bag", embeddings[ids])["encoder_hidden_states"]
+    found = encode_points(pipe, "bag", embeddings[ids])["encoder_hidden_states"]
     known = encode_prompts(pipe, ["dark small bag"], guided=False).values["encoder_hidden_states"]
     torch.testing.assert_close(found, known)
+
+
+def test_points_stand_among_the_words() -> None:
+    assert insertion_places(5, 2, 0) == [0, 1]
+    assert insertion_places(5, 2, 2) == [2, 5]  # of the longer list: after two words, and two words later
+    assert insertion_places(1, 2, 2) == [1, 2]  # the rest at the end
+    pipe = tiny_sd()
+    embeddings = token_embeddings(pipe)
+    ids = pipe.tokenizer("small running").input_ids[1:-1]
+    found = encode_points(pipe, "a photo of bag", embeddings[ids], between=2)["encoder_hidden_states"]
+    known = encode_prompts(pipe, ["a photo small of bag running"], guided=False).values["encoder_hidden_states"]
+    torch.testing.assert_close(found, known)
+    assert nearest_tokens(embeddings[ids] + 1e-4, embeddings).tolist() == ids
+
+
+@pytest.mark.parametrize("between", [0, 2])
+def test_an_imitating_prompt_says_what_the_original_said(between: int) -> None:
+    edited, original = tiny_sd(seed=1), tiny_sd()
+    attacker = Attacker(sought(edited), original, len, replace(CONFIG, attack="p4d-n", num_tokens=3, iterations=30))
+    search = ImitationSearch(attacker, between)
+    losses, imitation = [], attacker.imitation
+
+    def recorded(*given: Any, **named: Any) -> torch.Tensor:
+        losses.append(float((found := imitation(*given, **named)).detach()))
+        return found
+
+    attacker.imitation = recorded
+    first = search.prompt(0)
+    search.advance(0, 0.5)
+    assert min(losses) < 0.99 * losses[0]
+    assert search.prompt(0) != first
+    assert attacker.evaluations == 30 * 2
+    assert len(search.points[0]) == (max(1, 5 // 2) if between else 3)
+    same = attacker.imitation(torch.ones(1, 4, 8, 8), attacker.text(0), attacker.text(0), search.draws, time=0.5)
+    assert same > 0
+    own = Attacker(sought(original), original, len, CONFIG)  # the original imitates itself by the prompt itself
+    assert own.imitation(torch.ones(1, 4, 8, 8), own.text(0), own.text(0), search.draws, time=0.5) == 0
+
+
+def test_a_genetic_search_comes_nearer_without_the_network() -> None:
+    pipe = tiny_sd()
+    config = replace(CONFIG, attack="ring-a-bell", iterations=15, population=20, concept_scale=1.0)
+    attacker = Attacker(sought(pipe), pipe, len, config)
+    search, gaps = GeneticSearch(attacker), []
+    known, without = attacker.known["encoder_hidden_states"], attacker.encode(["a photo of a boot", "sneaker"])
+    torch.testing.assert_close(search.aims, known + known.mean(0) - without["encoder_hidden_states"].mean(0))
+    for time in (0.9, 0.8, 0.7):
+        search.advance(0, time)
+        people = search.people[0].clone()
+        search.advance(2, time)  # a try of the same prompt shares the search
+        assert torch.equal(people, search.people[0])
+        gaps.append(float((search.text(0)["encoder_hidden_states"][0] - search.aims[0]).square().sum()))
+    assert gaps == sorted(gaps, reverse=True)
+    assert gaps[2] < gaps[0]
+    assert attacker.evaluations == 0
+    assert set(search.people) == {0}
+    again = encode_prompts(pipe, [search.prompt(0)], guided=False).values["encoder_hidden_states"]
+    assert again.shape == search.text(0)["encoder_hidden_states"].shape
+
+
+@pytest.mark.parametrize("name", ["p4d-n", "p4d-k", "ring-a-bell"])
+def test_every_search_reports_its_prompts(name: Any) -> None:
+    edited, original = tiny_sd(), tiny_sd(seed=1)
+    config = replace(CONFIG, attack=name, rounds=2, iterations=1, population=4)
+    found = attack(sought(edited), sought(original, 1), lambda images: torch.tensor([False]), config)
+    assert found.curve == [(0.0, 0.0), (1.0, 0.0), (2.0, 0.0)]
+    assert len(found.prompts) == 2
+    assert len(set(found.prompts)) == 2
 
 
 def test_points_are_projected_on_the_simplex() -> None:
@@ -111,7 +191,7 @@ def test_points_are_projected_on_the_simplex() -> None:
 
 def test_images_start_from_the_references() -> None:
     pipe = tiny_sd()
-    attacker = Attacker(sought(pipe), len, replace(CONFIG, sampling_steps=1))
+    attacker = Attacker(sought(pipe), pipe, len, replace(CONFIG, sampling_steps=1))
     near, far = (attacker.images(attacker.texts(4), start=strength) for strength in (0.02, 0.9))
     clean = pipe.vae.decode(attacker.sought.references / pipe.vae.config.scaling_factor).sample.detach()[[0, 1, 0, 1]]
     assert (near - clean).abs().mean() < 0.5 * (far - clean).abs().mean()

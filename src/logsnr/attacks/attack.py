@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
 from logsnr.attacks.attacker import Attacker, Point, Shows, Sought
 from logsnr.attacks.config import AttackConfig
-from logsnr.attacks.prefix import search_prefix
+from logsnr.attacks.search import GeneticSearch, ImitationSearch, PrefixSearch, search_prompts
 from logsnr.metrics.bounds import Interval, wilson
 from logsnr.models.denoiser import Tree, select_rows
 from logsnr.models.pipeline import network_of
@@ -25,7 +26,10 @@ _TEXT = "encoder_hidden_states"
 
 @dataclass(frozen=True)
 class Attacked:
-    """The best rate over the curve with its interval, the control's, and both curves of (budget, rate)."""
+    """The best rate over the curve with its interval, the control's, and both curves of (budget, rate).
+
+    ``prompts`` are what a search ended with, one a try; empty for attacks that seek none.
+    """
 
     success_rate: float
     success_interval: Interval
@@ -33,6 +37,7 @@ class Attacked:
     curve: list[tuple[float, float]]
     control_curve: list[tuple[float, float]]
     network_evaluations: int
+    prompts: list[str]
 
 
 def attack(victim: Sought, control: Sought, shows: Shows, config: AttackConfig) -> Attacked:
@@ -40,12 +45,10 @@ def attack(victim: Sought, control: Sought, shows: Shows, config: AttackConfig) 
 
     The pipelines come back as they were.
     """
-    runs = [Attacker(sought, shows, config) for sought in (victim, control)]
+    runs = [Attacker(sought, control.pipe, shows, config) for sought in (victim, control)]
     points, control_points = ([(at, hits.cpu()) for at, hits in _RUNS[config.attack](each)] for each in runs)
-    curve, control_curve = (
-        [(at, float(hits.float().mean())) for at, hits in each] for each in (points, control_points)
-    )
     best = max(points, key=lambda point: float(point[1].float().mean()))[1]
+    curve, control_curve = _rates(points), _rates(control_points)
     return Attacked(
         success_rate=float(best.float().mean()),
         success_interval=wilson(int(best.sum()), len(best)),
@@ -53,6 +56,7 @@ def attack(victim: Sought, control: Sought, shows: Shows, config: AttackConfig) 
         curve=curve,
         control_curve=control_curve,
         network_evaluations=sum(each.evaluations for each in runs),
+        prompts=runs[0].prompts,
     )
 
 
@@ -108,5 +112,8 @@ _RUNS: dict[str, Callable[[Attacker], Iterator[Point]]] = {
     "image-to-image": _image_to_image,
     "inversion": _inversion,
     "relearn": _relearn,
-    "unlearndiffatk": search_prefix,
+    "unlearndiffatk": partial(search_prompts, PrefixSearch),
+    "p4d-n": partial(search_prompts, partial(ImitationSearch, between=0)),
+    "p4d-k": partial(search_prompts, partial(ImitationSearch, between=2)),
+    "ring-a-bell": partial(search_prompts, GeneticSearch),
 }

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from logsnr.attacks.config import AttackConfig
+from logsnr.attacks.tokens import window
 from logsnr.core.random import generator, sample_noise
-from logsnr.core.types import Prediction
-from logsnr.models.denoiser import Conditioning, Tree, num_rows, select_rows
+from logsnr.core.types import Level, Prediction
+from logsnr.models.denoiser import Conditioning, NetworkDenoiser, Tree, select_rows
 from logsnr.models.pipeline import Pipeline, decode_latents, denoiser_of, encode_prompts, latent_shape
 from logsnr.schedules.grids import uniform_time
 from logsnr.schedules.prediction import output_of
@@ -30,22 +31,46 @@ Point = tuple[float, Tensor]
 
 @dataclass(frozen=True)
 class Sought:
-    """What an attack looks for in a pipeline: prompts that name it, and latents (n, ...) of real images of it."""
+    """What an attack looks for in a pipeline: prompts that name it, and latents (n, ...) of real images of it.
+
+    ``without`` are prompts of the same wording that name something else.
+    """
 
     pipe: Pipeline
     prompts: Sequence[str]
     references: Tensor
+    without: Sequence[str] = ("",)
 
 
 class Attacker:
-    """An attack's budget on one pipeline; ``evaluations`` counts samples through the network, backward passes aside."""
+    """An attack's budget on one pipeline; ``evaluations`` counts samples through the network, backward passes aside.
 
-    def __init__(self, sought: Sought, shows: Shows, config: AttackConfig):
+    ``original`` is the pipeline before its edit, for attackers that have it; ``prompts`` are those that a search found.
+    """
+
+    def __init__(self, sought: Sought, original: Pipeline, shows: Shows, config: AttackConfig):
         self.sought, self.shows, self.config, self.evaluations = sought, shows, config, 0
         self.seeds = range(config.first_seed, config.first_seed + config.num_images)
-        self.empty = encode_prompts(sought.pipe, [""], guided=False).values
-        self.known = encode_prompts(sought.pipe, sought.prompts, guided=False).values
-        self.denoiser = denoiser_of(sought.pipe)
+        self.empty, self.known = self.encode([""]), self.encode(sought.prompts)
+        self.denoiser, self.original = denoiser_of(sought.pipe), denoiser_of(original)
+        self.prompts: list[str] = []
+
+    def encode(self, prompts: Sequence[str]) -> Tree:
+        """The text of prompts, one row each."""
+        return encode_prompts(self.sought.pipe, prompts, guided=False).values
+
+    def prompt(self, row: int) -> str:
+        """The prompt of a try."""
+        return self.sought.prompts[row % len(self.sought.prompts)]
+
+    def text(self, row: int) -> Tree:
+        """The text of that prompt, one row."""
+        place = row % len(self.sought.prompts)
+        return select_rows(self.known, slice(place, place + 1))
+
+    def num_tokens(self, usual: int) -> int:
+        """How many tokens a search has: as configured, or as usual where they fit."""
+        return min(self.config.num_tokens or usual, window(self.sought.pipe))
 
     def texts(self, count: int) -> Tree:
         """The prompts in turn, ``count`` rows."""
@@ -86,9 +111,24 @@ class Attacker:
 
     def loss(self, clean: Tensor, texts: Tree, draws: torch.Generator, *, time: float | None = None) -> Tensor:
         """Mean squared error of the network's own output on noisy latents (rows, ...), at this time or a random one."""
-        denoiser, noise = self.denoiser, torch.randn(clean.shape, generator=draws).to(clean)
+        noise, level = self._noise(clean, draws, time)
+        return functional.mse_loss(
+            self._output(self.denoiser, clean, noise, level, texts),
+            output_of(self.denoiser.kind, Prediction(clean, noise), level),
+        )
+
+    def imitation(self, clean: Tensor, texts: Tree, names: Tree, draws: torch.Generator, *, time: float) -> Tensor:
+        """Mean squared distance between the network's output under ``texts`` and the original's under ``names``."""
+        noise, level = self._noise(clean, draws, time)
+        with torch.no_grad():
+            aim = self._output(self.original, clean, noise, level, names)
+        return functional.mse_loss(self._output(self.denoiser, clean, noise, level, texts), aim)
+
+    def _noise(self, clean: Tensor, draws: torch.Generator, time: float | None) -> tuple[Tensor, Level]:
+        noise = torch.randn(clean.shape, generator=draws).to(clean)
         time = 0.01 + 0.98 * float(torch.rand((), generator=draws)) if time is None else time
-        level = levels_at(denoiser.schedule, [time])[0]
-        found = denoiser.output(level.alpha * clean + level.sigma * noise, level, texts)
-        self.evaluations += num_rows(texts)
-        return functional.mse_loss(found, output_of(denoiser.kind, Prediction(clean, noise), level))
+        return noise, levels_at(self.denoiser.schedule, [time])[0]
+
+    def _output(self, network: NetworkDenoiser, clean: Tensor, noise: Tensor, level: Level, texts: Tree) -> Tensor:
+        self.evaluations += len(clean)
+        return network.output(level.alpha * clean + level.sigma * noise, level, texts)

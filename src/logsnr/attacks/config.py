@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from logsnr.core.errors import InputError
 
-Attack = Literal["noise-probe", "image-to-image", "inversion", "relearn", "unlearndiffatk"]
-ATTACKS: tuple[Attack, ...] = ("noise-probe", "image-to-image", "inversion", "relearn", "unlearndiffatk")
+Attack = Literal[
+    "noise-probe", "image-to-image", "inversion", "relearn", "unlearndiffatk", "p4d-n", "p4d-k", "ring-a-bell"
+]
+ATTACKS: tuple[Attack, ...] = get_args(Attack)
 
 
 @dataclass(frozen=True)
@@ -16,7 +18,7 @@ class AttackConfig:
     """One attack and its budget."""
 
     attack: Attack = "inversion"
-    """Other noise, a start from images, an embedding learned from them, training further, or a search for a prompt."""
+    """Other noise, a start from images, an embedding learned from them, training further, or searches for prompts."""
     num_images: int = 100
     """Images that are made and judged at every point of the curve."""
     num_references: int = 32
@@ -38,12 +40,16 @@ class AttackConfig:
     """relearn: of the weights, in units of their size."""
     batch_size: int = 16
     """References in one step of training."""
-    prefix_tokens: int = 3
-    """unlearndiffatk: tokens that are sought, in front of the prompt."""
-    prefix_times: int = 10
-    """unlearndiffatk: times of noise, one after the other, after each of which an image is made."""
-    prefix_iterations: int = 20
-    """unlearndiffatk: steps of the search at each time."""
+    num_tokens: int | None = None
+    """unlearndiffatk, p4d-n and ring-a-bell: tokens that are sought; 3 in front of the prompt, 16 that stand alone."""
+    rounds: int = 10
+    """Searches for prompts: rounds, each at a time of noise of its own, after each of which an image is made."""
+    iterations: int = 20
+    """Searches for prompts: steps, or generations, in a round."""
+    population: int = 50
+    """ring-a-bell: prompts of a generation."""
+    concept_scale: float = 3.0
+    """ring-a-bell: how far a prompt's text is moved along the concept's direction."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -53,7 +59,7 @@ class AttackConfig:
             raise InputError("num_images, num_references, sampling_steps and batch_size must be at least 1")
         if not (self.rho and self.strengths and self.steps) or not all(0 < t < 1 for t in self.strengths):
             raise InputError("an attack needs at least one rho, strength and number of steps; strengths lie in (0, 1)")
-        if min(self.prefix_tokens, self.prefix_times, self.prefix_iterations) < 1:
-            raise InputError("prefix_tokens, prefix_times and prefix_iterations must be at least 1")
+        if min(self.num_tokens or 1, self.rounds, self.iterations) < 1 or self.population < 2:
+            raise InputError("num_tokens, rounds and iterations must be at least 1, population at least 2")
         if list(self.steps) != sorted(set(self.steps)) or self.steps[0] < 0:
             raise InputError(f"steps are {self.steps}: list them in rising order, from 0 on")

@@ -17,6 +17,8 @@ from logsnr.core.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
+_TEMPLATES, _OTHERS = 4, 40
+
 
 @dataclass(frozen=True, kw_only=True)
 class Attack(Console):
@@ -88,14 +90,16 @@ def _shows(judge: Any, target: int, images: Tensor) -> Tensor:
 
 
 def _sought(world: Any, pipe: Any, label: int, config: AttackConfig) -> Any:
-    """A class in a pipeline: its prompts in trained templates, and latents of real training images."""
+    """A class in a pipeline: its prompts in trained templates, those of others, and latents of real training images."""
     from logsnr.attacks.attacker import Sought
     from logsnr.models.pipeline import encode_images
 
     data = world.source.measuring()[0]
     rows = (data.labels == label).nonzero()[: config.num_references, 0]
-    prompts = [world.captions.prompt(label, template) for template in range(4)]
-    return Sought(pipe, prompts, encode_images(pipe, data.take(rows)["image"]))
+    prompts = [world.captions.prompt(label, template) for template in range(_TEMPLATES)]
+    others = [other for other in range(len(world.captions.names)) if other != label][:_OTHERS]
+    without = [world.captions.prompt(other, place % _TEMPLATES) for place, other in enumerate(others)]
+    return Sought(pipe, prompts, encode_images(pipe, data.take(rows)["image"]), without)
 
 
 def _lines(values: dict[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from logsnr.attacks.prefix import encode_prefixed, token_embeddings
+from logsnr.attacks.tokens import encode_points, token_embeddings
 from logsnr.core.random import generator
 from logsnr.core.types import Level
 from logsnr.erasure.config import EraseConfig, RobustConfig
@@ -64,7 +64,7 @@ class Prefixed(Reaching):
 
     def read(self, rows: Tensor) -> Tree:
         targets, places = rows.unique(return_inverse=True)
-        found = [encode_prefixed(self.scores.pipe, self.names[row], self.points[row]) for row in targets.tolist()]
+        found = [encode_points(self.scores.pipe, self.names[row], self.points[row]) for row in targets.tolist()]
         return {**select_rows(self.texts, rows), _TEXT: torch.cat([text[_TEXT] for text in found])[places]}
 
 
