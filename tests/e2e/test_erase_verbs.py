@@ -57,6 +57,12 @@ def test_a_concept_is_erased_sampled_and_measured(capsys: pytest.CaptureFixture[
     assert {path.name for path in found.iterdir()} == {"result.json", "report.html", "before-after.png"}
     assert json.loads((found / "result.json").read_text())["esr1"] == values["esr1"]
 
+    command = ["evaluate", "fashion", "--delta", made["delta"], "--protocol", "atlas", "--steps", "3"]
+    values = result(capsys, *command, "--num-images", "20", "--quiet", "--out", str(tmp_path / "atlas"))
+    damage = {row["concept"]: row["damage"] for row in values["concepts"]}
+    assert damage["boot"] > 2 * damage["bag"]  # a synonym of what was erased, and something else
+    assert {path.name for path in (tmp_path / "atlas").iterdir()} == {"result.json", "atlas.png"}
+
     attacked = tmp_path / "attacked"
     command = ["attack", "fashion", "--delta", made["delta"], "--attack", "noise-probe", "--num-images", "8"]
     values = result(capsys, *command, "--rho", "0", "1", "--sampling-steps", "3", "--out", str(attacked), "--quiet")

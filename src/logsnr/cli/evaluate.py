@@ -19,6 +19,7 @@ from logsnr.solvers.config import SampleConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from logsnr.models.delta import Delta
     from logsnr.models.pipeline import Pipeline
     from logsnr.worlds.load import World
 
@@ -32,8 +33,9 @@ class Evaluate(Console):
 
     model: Model
     """An embedded world (fashion, emoji), or a folder that `train` made."""
-    protocol: Literal["quality", "erasure"] = "quality"
-    """What to measure; erasure compares the model before and after its deltas, from the same seeds."""
+    protocol: Literal["quality", "erasure", "atlas"] = "quality"
+    """What to measure; erasure compares the model before and after its deltas, from the same seeds, and atlas says
+    which concepts they hurt most."""
     delta: tuple[Path, ...] = ()
     """Deltas to apply first, in this order: folders that `erase` made."""
     quality: Annotated[QualityConfig, tyro.conf.arg(name="")] = field(default_factory=QualityConfig)
@@ -47,26 +49,72 @@ class Evaluate(Console):
         if self.out:
             check_writable(self.out)
         start = time.monotonic()
-        values = self._measure() if self.protocol == "quality" else self._compare()
+        measure, lines = {
+            "quality": (self._measure, _lines),
+            "erasure": (self._compare, _erasure_lines),
+            "atlas": (self._atlas, _atlas_lines),
+        }[self.protocol]
+        values = measure()
         values["seconds"] = round(time.monotonic() - start, 1)
         if self.out:
             write_json(self.out / "result.json", values)
-        self.result(values, _lines(values) if self.protocol == "quality" else _erasure_lines(values))
+        self.result(values, lines(values))
         return 0
+
+    def _deltas(self) -> list[Delta]:
+        from logsnr.models.delta import Delta
+
+        if not self.delta:
+            raise InputError(f"the protocol {self.protocol} compares a model before and after: say --delta DIR")
+        return [Delta.from_pretrained(folder) for folder in self.delta]
+
+    def _atlas(self) -> dict[str, Any]:
+        """Every name of a class, and prompts that name none, before and after, with a picture where there is a folder for it."""
+        from logsnr.erasure.candidates import text_distances
+        from logsnr.evaluation.atlas import atlas
+        from logsnr.evaluation.erasure import class_labels
+        from logsnr.evaluation.plots import plot_atlas
+        from logsnr.evaluation.quality import describe, make_images
+        from logsnr.metrics.judge import judge_images
+        from logsnr.solvers.sample import sample
+        from logsnr.train.preview import save_picture
+        from logsnr.worlds.load import load, load_world
+
+        deltas, world, pipe = self._deltas(), load_world(self.model), load(self.model)
+        targets = [target for delta in deltas for target in delta.record.targets]
+        names = world.captions.names
+        erased = {name for label in class_labels(targets, names) for name in names[label]}
+        concepts = ["", "a photo", *(name for synonyms in names for name in synonyms)]
+        each, judge = max(2, self.quality.num_images // len(concepts)), world.judge(second=True)
+        prompts = [concept for concept in concepts for _ in range(each)]
+
+        def make(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+            return sample(pipe, prompts, seeds=seeds, config=self.sampling).images
+
+        def features() -> Tensor:
+            images = make_images(make, prompts, self.quality, self._tell)
+            return judge_images(judge, images)[0].view(len(concepts), each, -1)
+
+        distances, before = text_distances(pipe, targets, concepts).amin(0), features()
+        for delta in deltas:
+            delta.merge(pipe)
+        after = features()
+        values = atlas(concepts, [concept in erased for concept in concepts], distances, before, after)
+        more = {"model": self.model, "sampling": asdict(self.sampling), "targets": targets, "images_each": each}
+        values["protocol"] = {**describe(self.quality, **more), "name": "atlas", "judge": "second"}
+        if self.out:
+            values["plot"] = str(save_picture(plot_atlas(values), self.out / "atlas.png"))
+        return values
 
     def _compare(self) -> dict[str, Any]:
         """The erasure protocol, with its report and pictures where there is a folder for them."""
         from logsnr.evaluation.erasure import class_labels, erasure_figures, judged
         from logsnr.evaluation.erasure_report import write_report
         from logsnr.evaluation.quality import describe, make_images
-        from logsnr.models.delta import Delta
         from logsnr.solvers.sample import sample
         from logsnr.worlds.load import load, load_world
 
-        if not self.delta:
-            raise InputError("the erasure protocol compares a model before and after: say --delta DIR")
-        world, pipe = load_world(self.model), load(self.model)
-        deltas = [Delta.from_pretrained(folder) for folder in self.delta]
+        deltas, world, pipe = self._deltas(), load_world(self.model), load(self.model)
         targets = [target for delta in deltas for target in delta.record.targets]
         erased = class_labels(targets, world.captions.names)
         judge = world.judge(second=True)
@@ -193,6 +241,25 @@ def _erasure_lines(values: dict[str, Any]) -> list[str]:
         f"{protocol['num_images']} images from seed {protocol['first_seed']} each, "
         f"{protocol['sampling']['steps']} evaluations, {values['seconds']} s",
     ]
+
+
+def _atlas_lines(values: dict[str, Any]) -> list[str]:
+    protocol, rows = values["protocol"], values["concepts"]
+    return [
+        f"damage and text distance of the kept: rank correlation {values['spearman']:.2f} (p "
+        f"{values['spearman_p']:.2g}); {values['empty_prompt_percentile']:.0%} are hurt less than the empty prompt",
+        *(
+            f"  {row['concept'] or '(empty prompt)'}: damage {row['damage']:.3f}, text distance "
+            f"{row['text_distance']:.1f}{' (erased)' * row['erased']}"
+            for row in rows[:_LISTED]
+        ),
+        f"{protocol['images_each']} images of each of {len(rows)} prompts before and after, "
+        f"{protocol['sampling']['steps']} evaluations, {values['seconds']} s",
+    ]
+
+
+_LISTED = 20
+"""Concepts that are printed; result.json has all."""
 
 
 def _share(value: float | None) -> str:

@@ -38,9 +38,7 @@ def find_candidates(pipe: Pipeline, targets: Sequence[str], config: CandidateCon
     """
     words = read_vocabulary(pipe, config)
     banned = excluded_names(words, targets, config.exclude)
-    # A long vocabulary in parts: only the distances of all words are held, not their embeddings.
-    aims = _flat(encode_prompts(pipe, targets, guided=False).values)
-    distances = torch.cat([_distances(aims, _embed(pipe, part), config.metric) for part in _parts(words)], 1)
+    distances = text_distances(pipe, targets, words, config.metric)
     near = (distances <= config.exclude_radius * distances.median(1, keepdim=True).values).any(0)
     banned |= {word for word, close in zip(words, near.tolist(), strict=True) if close}
     kept = [place for place, word in enumerate(words) if word not in banned]
@@ -88,11 +86,18 @@ def _stems(word: str) -> set[str]:
     return {lower, *(lower.removesuffix(ending) for ending in endings)}
 
 
+def text_distances(pipe: Pipeline, targets: Sequence[str], words: list[str], metric: str = "l2") -> Tensor:
+    """Distances (targets, words) between the texts of prompts, flattened: ``l2`` or ``cosine``."""
+    # A long vocabulary in parts: only the distances of all words are held, not their embeddings.
+    aims = _embed(pipe, targets)
+    return torch.cat([_distances(aims, _embed(pipe, part), metric) for part in _parts(words)], 1)
+
+
 def _parts(words: list[str], size: int = 500) -> list[list[str]]:
     return [words[first : first + size] for first in range(0, len(words), size)]
 
 
-def _embed(pipe: Pipeline, words: list[str]) -> Tensor:
+def _embed(pipe: Pipeline, words: Sequence[str]) -> Tensor:
     return _flat(encode_prompts(pipe, words, guided=False).values)
 
 

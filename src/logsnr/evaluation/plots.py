@@ -82,3 +82,19 @@ def plot_attack(values: dict[str, Any]) -> Image.Image:
     axes.set_title(values["protocol"]["attack"])
     axes.legend(frameon=False)
     return picture(figure)
+
+
+def plot_atlas(values: dict[str, Any], labelled: int = 24) -> Image.Image:
+    """How much each concept was hurt over its text distance to what was erased; those most hurt have their names."""
+    figure, axes = plt.subplots(figsize=(8, 4.5))
+    for erased, colour, name in ((False, _INK, "kept"), (True, _SECOND, "erased")):
+        rows = [row for row in values["concepts"] if row["erased"] == erased]
+        points = [row["text_distance"] for row in rows], [row["damage"] for row in rows]
+        axes.plot(*points, "o", color=colour, markersize=4, label=name)
+    for row in values["concepts"][:labelled]:
+        place = (row["text_distance"], row["damage"])
+        axes.annotate(row["concept"] or "(empty)", place, xytext=(4, 2), textcoords="offset points", fontsize=7)
+    axes.set(xlabel="text distance to the nearest target", ylabel="damage")
+    axes.set_title(f"rank correlation among the kept: {values['spearman']:.2f}")
+    axes.legend(frameon=False)
+    return picture(figure)
