@@ -153,6 +153,21 @@ def test_the_adversary_has_the_whole_gradient(grad: str) -> None:
     assert torch.allclose(slope, numeric, rtol=1e-4, atol=1e-12) is (grad == "full")
 
 
+@pytest.mark.parametrize("make", [tiny_sd, tiny_sd3])
+def test_checkpointed_blocks_are_computed_again_with_the_old_weights(make: Any) -> None:
+    found = []
+    for checkpointed in (False, True):
+        pipe = make()
+        network = network_of(pipe)
+        if checkpointed:
+            network.enable_gradient_checkpointing()
+        method = moved(pipe, config_of(gumbel_hard=False))
+        functions = [getattr(part, "_gradient_checkpointing_func", None) for part in network.modules()]
+        found.append(slopes(method))
+        assert functions == [getattr(part, "_gradient_checkpointing_func", None) for part in network.modules()]
+    torch.testing.assert_close(found[1], found[0])
+
+
 @pytest.mark.parametrize("temperature", [0.5, 2.0, 8.0])
 def test_hard_draws_follow_the_logits_at_any_temperature(temperature: float) -> None:
     texts = {"encoder_hidden_states": torch.eye(3)[:, None]}

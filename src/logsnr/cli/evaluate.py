@@ -69,7 +69,7 @@ class Evaluate(Console):
         return [Delta.from_pretrained(folder) for folder in self.delta]
 
     def _atlas(self) -> dict[str, Any]:
-        """Every name of a class, and prompts that name none, before and after, with a picture where there is a folder for it."""
+        """Every name of a class, and prompts that name none, before and after; with a picture, given a folder."""
         from logsnr.erasure.candidates import text_distances
         from logsnr.evaluation.atlas import atlas
         from logsnr.evaluation.erasure import class_labels

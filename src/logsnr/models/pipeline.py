@@ -12,7 +12,6 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusion3Pipeline, StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
-from torch.func import functional_call
 from transformers.utils import logging as transformers_logging
 
 from logsnr.core.errors import BrokenError, InputError, MissingError
@@ -20,6 +19,7 @@ from logsnr.models.architectures import Pipeline, architecture_of, is_distilled
 from logsnr.models.attention import zeros_once
 from logsnr.models.denoiser import Conditioning, NetworkDenoiser, select_rows
 from logsnr.models.replay import is_plain, replaying
+from logsnr.models.swapped import call_with
 from logsnr.schedules.scheduler_config import from_scheduler_config, kind_of, timestep_of
 
 
@@ -144,7 +144,7 @@ def _network(
     def call(xt: Tensor, timestep: Tensor, **cond: Any) -> Tensor:
         inputs, given = architecture.arguments(pipe, xt.to(dtype), timestep, cond, guidance)
         given = {**given, "return_dict": False}
-        output = module(*inputs, **given) if own is None else functional_call(module, own, inputs, given)
+        output = module(*inputs, **given) if own is None else call_with(module, own, inputs, given)
         return architecture.output(pipe, output[0], xt).to(xt.dtype)
 
     return call, module
