@@ -37,7 +37,7 @@ class Run:
 def read() -> list[Run]:
     """Every part that is there."""
     runs = []
-    for path in sorted((RESULTS / "erasure").glob("*.json")):
+    for path in sorted((RESULTS / "erasure").glob("fashion-*.json")):
         row = json.loads(path.read_text())
         after = np.stack([_hits(test["hits"]) for test in row["tests"]])
         erased = tuple(CLASSES.index(target) for target in row["targets"])

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
 from logsnr.attacks.config import AttackConfig
 from logsnr.cli.console import Console, Model, check_writable
 from logsnr.core.errors import InputError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-_TEMPLATES, _OTHERS = 4, 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +31,7 @@ class Attack(Console):
     """Folder for result.json and a picture of the curve; without it nothing is written."""
 
     def run(self) -> int:
-        from logsnr.attacks.attack import attack
+        from logsnr.attacks.world import attack_world
         from logsnr.core.artifact import write_json
         from logsnr.evaluation.erasure import class_labels
         from logsnr.evaluation.plots import plot_attack
@@ -57,9 +51,7 @@ class Attack(Console):
         erased = class_labels([t for delta in deltas for t in delta.record.targets], world.captions.names)
         target = class_labels([self.target], world.captions.names)[0] if self.target else erased[0]
         other = self._unrelated(world, erased)
-        shows = partial(_shows, world.judge(second=True), target)
-        sought = (_sought(world, pipe, target, self.attacking), _sought(world, original, other, self.attacking))
-        found = asdict(attack(*sought, shows, self.attacking))
+        found = asdict(attack_world(world, pipe, original, target, other, self.attacking))
         names = world.captions.names
         values = {
             **found,
@@ -80,26 +72,6 @@ class Attack(Console):
         if self.unrelated:
             return class_labels([self.unrelated], world.captions.names)[0]
         return next(label for label in range(len(world.captions.names)) if label not in erased)
-
-
-def _shows(judge: Any, target: int, images: Tensor) -> Tensor:
-    """Whether the judge sees the concept in each image."""
-    from logsnr.metrics.judge import judge_images
-
-    return judge_images(judge, images)[1].argmax(1) == target
-
-
-def _sought(world: Any, pipe: Any, label: int, config: AttackConfig) -> Any:
-    """A class in a pipeline: its prompts in trained templates, those of others, and latents of real training images."""
-    from logsnr.attacks.attacker import Sought
-    from logsnr.models.pipeline import encode_images
-
-    data = world.source.measuring()[0]
-    rows = (data.labels == label).nonzero()[: config.num_references, 0]
-    prompts = [world.captions.prompt(label, template) for template in range(_TEMPLATES)]
-    others = [other for other in range(len(world.captions.names)) if other != label][:_OTHERS]
-    without = [world.captions.prompt(other, place % _TEMPLATES) for place, other in enumerate(others)]
-    return Sought(pipe, prompts, encode_images(pipe, data.take(rows)["image"]), without)
 
 
 def _lines(values: dict[str, Any]) -> list[str]:

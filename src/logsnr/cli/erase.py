@@ -83,7 +83,8 @@ class Erase(Console):
     """Build everything, train one step, and print evaluations, memory, time and what would be written."""
 
     def run(self) -> int:
-        from logsnr.worlds.load import load
+        from logsnr.erasure.targets import with_words
+        from logsnr.worlds.load import is_world, load, load_world
 
         if self.rank < 1:
             raise InputError(f"rank is {self.rank}: an adapter has at least rank 1")
@@ -91,7 +92,9 @@ class Erase(Console):
         check_writable(self.out)
         if (self.out / "delta").exists():
             raise InputError(f"{self.out / 'delta'} exists already: choose another --out, or remove it first")
-        pipe, config = load(self.model), _with_words(self.model, config)
+        pipe = load(self.model)
+        if is_world(self.model):
+            config = with_words(load_world(self.model).captions, config)
         config = self._build_on(pipe, config)
         if self.list_candidates:
             return self._list(pipe, config)
@@ -196,24 +199,6 @@ class Erase(Console):
         }
         self.result(values, [f"{name}: {value}" for name, value in values.items()])
         return 0
-
-
-def _with_words(model: str, config: EraseConfig) -> EraseConfig:
-    """With the words of a world's captions as the vocabulary, less the other names of what is erased."""
-    from logsnr.worlds.load import is_world, load_world
-
-    if config.candidates.vocabulary or not is_world(model):
-        return config
-    captions = load_world(model).captions
-    names = [name for synonyms in captions.names for name in synonyms]
-    words = {word for sentence in captions.all_sentences() for word in sentence.split() if word.isalpha()}
-    kin = {other for found in captions.names if set(found) & set(config.targets) for other in found}
-    found = replace(
-        config.candidates,
-        vocabulary=tuple(dict.fromkeys([*names, *sorted(words)])),
-        exclude=(*config.candidates.exclude, *sorted(kin)),
-    )
-    return replace(config, candidates=found)
 
 
 def _values(delta: Delta, place: Path, seconds: float) -> dict[str, Any]:

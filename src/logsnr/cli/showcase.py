@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from logsnr.cli.part import Part
+from logsnr.cli.showcase_erasure import attacked, erased
 from logsnr.core.errors import MissingError
 from logsnr.evaluation.information import pipeline_information
 from logsnr.evaluation.plots import plot_information
@@ -26,25 +28,16 @@ from logsnr.train.preview import image_grid
 from logsnr.worlds.load import World, load, load_world
 
 
-@dataclass(frozen=True)
-class Part:
-    """One part: its section of the report, its figures, its seconds, and whether they are as they should be."""
-
-    name: str
-    section: Section
-    values: dict[str, Any]
-    passed: bool = True
-    seconds: float = field(default=0.0)
-
-
 def showcase(name: str, num_judged: int) -> Iterator[Part]:
     """The parts of an embedded world's demo, each timed."""
     start = time.perf_counter()
     pipe, world = load(name), load_world(name)
+    deltas = sorted((world.folder / "deltas").glob("*"))
     parts: list[Callable[[], Part]] = [
         lambda: classes(pipe, world),
         lambda: evaluations(pipe, world),
         *([lambda: calibrated(pipe, world, table)] if (table := world.folder / "solvers" / "5.json").exists() else []),
+        *(partial(erasing, pipe, world, folder) for folder in deltas for erasing in (erased, attacked)),
         lambda: judged(pipe, world, num_judged),
         lambda: known(pipe, world),
         lambda: speed(pipe, world),

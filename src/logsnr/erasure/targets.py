@@ -1,12 +1,15 @@
-"""Whether a pipeline's text encoder can read the names of what is to be erased."""
+"""The names of what is to be erased: whether a text encoder can read them, and what else a world calls them."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from logsnr.core.errors import InputError
+from logsnr.data.captions import Wording
+from logsnr.erasure.config import EraseConfig
 
 _SPELLED = 4
 """A word in so many pieces is spelled rather than known."""
@@ -35,3 +38,18 @@ def check_targets(pipe: Any, targets: Sequence[str]) -> None:
                 "what it does not draw only damages it; look at its images first",
                 stacklevel=3,
             )
+
+
+def with_words(captions: Wording, config: EraseConfig) -> EraseConfig:
+    """With the words of a world's captions as the vocabulary, less the other names of what is erased."""
+    if config.candidates.vocabulary:
+        return config
+    names = [name for synonyms in captions.names for name in synonyms]
+    words = {word for sentence in captions.all_sentences() for word in sentence.split() if word.isalpha()}
+    kin = {other for found in captions.names if set(found) & set(config.targets) for other in found}
+    found = replace(
+        config.candidates,
+        vocabulary=tuple(dict.fromkeys([*names, *sorted(words)])),
+        exclude=(*config.candidates.exclude, *sorted(kin)),
+    )
+    return replace(config, candidates=found)
