@@ -14,7 +14,6 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from torch import Tensor
 import logsnr
 from logsnr.core.artifact import write_json
 from logsnr.evaluation.erasure import Judged, class_labels, erasure_figures, judged
-from logsnr.evaluation.quality import class_prompts
 from logsnr.metrics.judge import Judge
 from logsnr.models.pipeline import network_of
 from logsnr.solvers.config import SampleConfig
@@ -34,7 +32,8 @@ from logsnr.worlds.load import load_world
 
 LEVELS = (0.90, 0.95, 0.99)
 SAMPLING = SampleConfig(steps=10, guidance_scale=3.0)
-LOOK, TEST = 200, 1000
+COUNTS = {"fashion": (200, 1000), "emoji": (1000, 3000)}
+"""Images of a look, and of a test."""
 LOOK_SEED, TEST_SEED = 5_000_000, 50_000_000
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 HALVES = {"A": (0, 1, 2, 7, 9), "B": (1, 2, 7, 8, 9)}
@@ -61,9 +60,9 @@ class Bench:
 
     def images(self, what: str) -> tuple[Tensor, Tensor]:
         """Images and the classes asked for, of the look or of the test."""
-        count, seed = (LOOK, LOOK_SEED) if what == "look" else (TEST, TEST_SEED)
-        prompt = partial(self.world.captions.prompt, held_out=what == "test")
-        prompts, labels = class_prompts(prompt, len(CLASSES), count)
+        place = ("look", "test").index(what)
+        count, seed = COUNTS[self.world.name][place], (LOOK_SEED, TEST_SEED)[place]
+        prompts, labels = self.world.source.ask(count, held_out=what == "test")
         made = logsnr.sample(self.pipe, prompts, seeds=range(seed, seed + count), config=SAMPLING, batch_size=100)
         return made.images, labels
 
@@ -83,7 +82,9 @@ class Bench:
             after = self.judged(what)
             for name, value in old.items():
                 own[name].copy_(value)
-        figures = erasure_figures(self.before[what], after, class_labels(targets, [(c,) for c in CLASSES]), CLASSES)
+        names = self.world.captions.names
+        erased = class_labels(targets, names)
+        figures = erasure_figures(self.before[what], after, erased, [found[0] for found in names])
         hits = {"hits": _bits(after.hits(1)), "hits_before": _bits(self.before[what].hits(1))} if what == "test" else {}
         return {"strength": snapshot.strength, "cost": snapshot.evaluation_equivalents, **figures, **hits}
 

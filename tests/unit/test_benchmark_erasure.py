@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import erasure
 import erasure_arms
+import erasure_parts
 import erasure_report
 from erasure_report import Run, at_level, difference, kept_at, relative
 
@@ -83,3 +85,44 @@ def test_bits_come_back_as_hits() -> None:
     found = erasure_report._hits(erasure._bits(hits))
     assert found.shape == (10, 5)
     assert (found[3] == hits[3::10].float().numpy()).all()
+
+
+def test_a_ratio_has_its_interval_and_its_ends() -> None:
+    value, low, high = erasure_parts.ratio([0.2, 0.4, 0.3], [0.4, 0.8, 0.6])
+    assert (value, low, high) == pytest.approx((0.5, 0.5, 0.5))
+    assert erasure_parts.ratio([0.0], [0.0]) == (1.0, 1.0, 1.0)
+    assert erasure_parts.ratio([0.1], [0.0])[0] == float("inf")
+
+
+def test_figures_of_eap_are_read_at_matched_erasure() -> None:
+    runs = [run_of(arm, [0.5, 0.9, 1.0], [1, 0.95, 0.95]) for arm in ("EAP", "EAP, released scheme")]
+    for run, price in zip(runs, (100, 1000), strict=True):
+        tests = [{"off_target_quality": 1 - place / 10, "cost": price * (place + 1)} for place in range(3)]
+        run.row["tests"] = tests
+    found = {entry["name"]: entry for entry in erasure_report.of_eap(runs)}
+    assert found["evaluation_ratio_to_released"]["value"] == pytest.approx(0.1)
+    assert found["evaluation_ratio_to_released"]["met"]
+    assert 0.8 < found["off_target_quality"]["value"] < 0.9  # between the second and the third test
+    assert found["worst_kept_relative_psr"]["value"] == pytest.approx(0.93, abs=0.04)
+
+
+def test_parts_beside_the_table_become_rows_and_headlines(tmp_path: Path) -> None:
+    reached = {"success_interval": [0, 1], "curve": [[0, 0.1]], "prompts": ["x"], "network_evaluations": 5}
+    for arm, rate in (("EAP, robust", 0.3), ("AdvUnlearn", 0.5)):
+        attack = {"success_rate": rate, "control_rate": 0.1, **reached}
+        part = {"arm": arm, "target": "bag", "figures": {"relative_esr1": 1.0, "relative_psr1": 0.9}}
+        (tmp_path / f"attacks-bag-{arm}.json").write_text(json.dumps({**part, "attacks": {"unlearndiffatk": attack}}))
+    rows, headlines = erasure_parts.attacks(tmp_path)
+    assert len(rows) == 2
+    assert headlines[0]["value"] == pytest.approx(0.5)
+    part = {"relative_esr1": 1.0, "worst_erased_relative_esr1": 1.0, "seconds": 1.0, "seed": 0}
+    for world in ("fashion", "emoji"):
+        for arm, kept in (("protected", 0.96), ("joint", 0.98)):
+            row = {**part, "world": world, "arm": arm, "relative_psr1": kept}
+            (tmp_path / f"sequential-{world}-{arm}-0.json").write_text(json.dumps(row))
+    rows, headlines = erasure_parts.sequential(tmp_path)
+    assert len(rows) == 4
+    assert headlines[0]["value"] == pytest.approx(0.96 / 0.98)
+    assert erasure_parts.memory(tmp_path) == ([], [])
+    (tmp_path / "memory.json").write_text(json.dumps({"size": "full", "ratio": 0.55, "rows": [{"copies": 1}]}))
+    assert erasure_parts.memory(tmp_path)[1][0]["met"]
