@@ -54,7 +54,7 @@ def test_a_concept_is_erased_sampled_and_measured(capsys: pytest.CaptureFixture[
     worse = values["explained_worse"]
     assert worse["erased"]["value"] > worse["kept"]["value"] + 2 * worse["kept"]["stderr"]
     assert values["protocol"]["targets"] == ["ankle boot"]
-    assert {path.name for path in found.iterdir()} == {"result.json", "report.html", "before-after.png"}
+    assert {path.name for path in found.iterdir()} == {"result.json", "report.html", "before-after.png", "images.csv"}
     assert json.loads((found / "result.json").read_text())["esr1"] == values["esr1"]
 
     command = ["evaluate", "fashion", "--delta", made["delta"], "--protocol", "atlas", "--steps", "3"]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
 from pathlib import Path
 
 import pytest
 import torch
 
 from logsnr.core.errors import InputError
-from logsnr.evaluation.erasure import Judged, class_labels, erasure_figures
-from logsnr.evaluation.erasure_report import write_report
+from logsnr.evaluation.erasure import Judged, class_labels, erasure_figures, judge_rates
+from logsnr.evaluation.erasure_report import Images, write_images, write_report
+from logsnr.metrics.bounds import corrected_share
 
 NAMES = ["boot", "bag", "coat", "shirt", "dress", "tee", "shoe"]
 LABELS = torch.arange(4).repeat_interleave(100)
@@ -47,6 +50,32 @@ def test_rates_are_absolute_and_relative() -> None:
     assert found["frechet_drift"] == pytest.approx(0.0, abs=1e-4)
     low, high = found["esr1_interval"]
     assert low < 0.9 < high
+
+
+def test_rates_are_corrected_for_the_judges_own_errors() -> None:
+    real = saw(boot={1: 10}, bag={0: 30})  # 90 of 100 boots recognised, 30 of 300 others taken for boots
+    rates = judge_rates(real)
+    assert rates[0] == pytest.approx((0.9, 0.1))
+    found = erasure_figures(saw(), saw(boot={1: 80}), [0], NAMES, rates)
+    assert found["per_concept"]["boot"]["accuracy_corrected"] == pytest.approx((0.2 - 0.1) / 0.8)
+    assert found["per_concept"]["coat"]["accuracy_corrected"] == 1.0
+    assert corrected_share(0.05, 0.9, 0.1) == 0.0
+    assert corrected_share(0.5, 0.1, 0.1) is None
+
+
+def test_every_image_has_its_line(tmp_path: Path) -> None:
+    images = torch.linspace(-1, 1, 400)[:, None, None, None].expand(400, 1, 2, 2)
+    before, after = Images(images, saw()), Images(images.flip(0), saw(boot={6: 1}))
+    write_images(tmp_path / "images.csv", range(7, 407), NAMES, before, after)
+    rows = list(csv.DictReader((tmp_path / "images.csv").open()))
+    assert (rows[0]["seed"], rows[0]["asked"], rows[0]["seen_before"], rows[0]["seen_after"]) == (
+        "7",
+        "boot",
+        "boot",
+        "shoe",
+    )
+    assert rows[0]["sha256_before"] == hashlib.sha256(bytes(4)).hexdigest() == rows[-1]["sha256_after"]
+    assert rows[1]["seen_after"] == "boot"
 
 
 def test_what_was_never_drawn_has_no_relative_figure() -> None:

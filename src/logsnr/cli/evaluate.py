@@ -19,6 +19,7 @@ from logsnr.solvers.config import SampleConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from logsnr.metrics.judge import Judge
     from logsnr.models.delta import Delta
     from logsnr.models.pipeline import Pipeline
     from logsnr.worlds.load import World
@@ -109,7 +110,7 @@ class Evaluate(Console):
     def _compare(self) -> dict[str, Any]:
         """The erasure protocol, with its report and pictures where there is a folder for them."""
         from logsnr.evaluation.erasure import class_labels, erasure_figures, judged
-        from logsnr.evaluation.erasure_report import write_report
+        from logsnr.evaluation.erasure_report import Images, write_images, write_report
         from logsnr.evaluation.quality import describe, make_images
         from logsnr.solvers.sample import sample
         from logsnr.worlds.load import load, load_world
@@ -128,12 +129,15 @@ class Evaluate(Console):
             delta.merge(pipe)
         after = make_images(make, prompts, self.quality, self._tell)
         names = [found[0] for found in world.captions.names]
-        values = erasure_figures(judged(judge, before, labels), judged(judge, after, labels), erased, names)
+        old, new = (Images(images, judged(judge, images, labels)) for images in (before, after))
+        values = erasure_figures(old.judged, new.judged, erased, names, _judge_rates(world, judge))
         values["explained_worse"] = _explained_worse(world, load(self.model), pipe, erased)
         more = {"model": self.model, "sampling": asdict(self.sampling), "targets": targets}
         values["protocol"] = {**describe(self.quality, **more), "name": "erasure", "judge": "second"}
         if self.out:
             write_report(self.out, values, before, after, labels, names)
+            seeds = range(self.quality.first_seed, self.quality.first_seed + len(labels))
+            write_images(self.out / "images.csv", seeds, names, old, new)
         return values
 
     def _measure(self) -> dict[str, Any]:
@@ -172,6 +176,17 @@ class Evaluate(Console):
             self.say(f"{done}/{total} images")
 
 
+def _judge_rates(world: World, judge: Judge) -> dict[int, tuple[float, float]]:
+    """The judge's rates on real test images, some of each class."""
+    import torch
+
+    from logsnr.evaluation.erasure import judge_rates, judged
+
+    test = world.source.measuring()[1]
+    items = test.take(torch.arange(0, len(test), max(1, len(test) // _TESTED)))
+    return judge_rates(judged(judge, items["image"], items["label"]))
+
+
 def _explained_worse(world: World, before: Pipeline, after: Pipeline, erased: Sequence[int]) -> dict[str, Any]:
     """How much worse real test images are explained after an edit, in nats: those of the erased classes, and others."""
     import torch
@@ -190,6 +205,8 @@ def _explained_worse(world: World, before: Pipeline, after: Pipeline, erased: Se
     return found
 
 
+_TESTED = 2000
+"""Real images on which the judge's own errors are counted."""
 _EXPLAINED = 64
 """Real images of either kind whose explanation is compared."""
 

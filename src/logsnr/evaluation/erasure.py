@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from logsnr.core.errors import InputError
-from logsnr.metrics.bounds import bootstrap_interval, clopper_pearson_upper
+from logsnr.metrics.bounds import bootstrap_interval, clopper_pearson_upper, corrected_share
 from logsnr.metrics.frechet import frechet_distance, moments
 from logsnr.metrics.judge import Judge, judge_images
 
@@ -62,8 +62,26 @@ def judged(judge: Judge, images: Tensor, labels: Tensor) -> Judged:
     return Judged(*judge_images(judge, images), labels)
 
 
-def erasure_figures(before: Judged, after: Judged, erased: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
+def judge_rates(real: Judged) -> dict[int, tuple[float, float]]:
+    """Of each class in real images: how often it is recognised, and how often it is seen in images of others."""
+    seen = real.logits.argmax(1)
+    found = {}
+    for label in real.labels.unique().tolist():
+        mine = real.labels == label
+        found[label] = (float((seen[mine] == label).float().mean()), float((seen[~mine] == label).float().mean()))
+    return found
+
+
+def erasure_figures(
+    before: Judged,
+    after: Judged,
+    erased: Sequence[int],
+    names: Sequence[str],
+    rates: dict[int, tuple[float, float]] | None = None,
+) -> dict[str, Any]:
     """The figures of an edit from images of the same prompts and seeds before and after it; ``names`` are the classes'.
+
+    ``rates`` are the judge's own on real images; with them, each concept's accuracy is corrected for its errors too.
 
     Raises:
         InputError: no class is erased or none is kept, or the two sets of images differ in what was asked.
@@ -76,6 +94,9 @@ def erasure_figures(before: Judged, after: Judged, erased: Sequence[int], names:
     figures = _rates(after, gone) | _relative(before, after, gone)
     figures["before"] = _rates(before, gone)
     figures["per_concept"] = {names[label]: _concept(before, after, label, erased) for label in after.labels.unique()}
+    for label, (true_rate, false_rate) in (rates or {}).items():
+        if row := figures["per_concept"].get(names[label]):
+            row["accuracy_corrected"] = corrected_share(row["accuracy"], true_rate, false_rate)
     return figures | _kept_distance(before, after, ~gone) | _off_target(after, gone, names)
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,7 @@ import torch
 from torch import Tensor
 
 from logsnr.core.artifact import write_file
+from logsnr.evaluation.erasure import Judged
 from logsnr.evaluation.report import Figure, Section, render
 from logsnr.train.preview import image_grid, save_picture
 
@@ -17,6 +22,14 @@ _SHOWN = 8
 _NOT_PROVEN = """The counts are of these prompts, seeds and settings. Nothing here says that the concept cannot be \
 reached by other words, by an image to start from, by a search for prompts, or by training further: those are attacks, \
 and each needs a measurement of its own. The judge errs too: its accuracy on real images is on the model's card."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images (n, channels, size, size) in [-1, 1], and what the judge says of them."""
+
+    images: Tensor
+    judged: Judged
 
 
 def write_report(
@@ -46,6 +59,23 @@ def write_report(
     write_file(folder / "report.html", render(f"Erasure of {targets}", lead, sections))
 
 
+def write_images(path: Path, seeds: Sequence[int], names: Sequence[str], before: Images, after: Images) -> None:
+    """One line an image: its seed, what was asked, what the judge sees before and after, and hashes of both images."""
+    lines: list[tuple[str, ...]] = [("seed", "asked", "seen_before", "seen_after", "sha256_before", "sha256_after")]
+    for row, seed in enumerate(seeds):
+        seen = [names[int(found.judged.logits[row].argmax())] for found in (before, after)]
+        hashes = [_hash(found.images[row]) for found in (before, after)]
+        lines.append((str(seed), names[int(before.judged.labels[row])], *seen, *hashes))
+    buffer = io.StringIO()
+    csv.writer(buffer).writerows(lines)
+    write_file(path, buffer.getvalue())
+
+
+def _hash(image: Tensor) -> str:
+    """SHA-256 of an image in [-1, 1] as eight bits a channel."""
+    return hashlib.sha256(((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy().tobytes()).hexdigest()
+
+
 def _pairs(before: Tensor, after: Tensor, labels: Tensor, shown: Sequence[int]) -> Tensor:
     """Rows of images of one class each: the first seeds before, then the same after."""
     rows = []
@@ -65,7 +95,7 @@ def _summary(values: dict[str, Any]) -> str:
 
 
 def _table(values: dict[str, Any]) -> list[tuple[str, ...]]:
-    header = ("concept", "", "images", "recognised", "accuracy", "before", "at most (95 %)")
+    header = ("concept", "", "images", "recognised", "accuracy", "before", "at most (95 %)", "less the judge's errors")
     rows = [
         (
             name,
@@ -75,6 +105,7 @@ def _table(values: dict[str, Any]) -> list[tuple[str, ...]]:
             f"{found['accuracy']:.3f}",
             f"{found['accuracy_before']:.3f}",
             f"{found['accuracy_upper95']:.3f}",
+            "" if found.get("accuracy_corrected") is None else f"{found['accuracy_corrected']:.3f}",
         )
         for name, found in values["per_concept"].items()
     ]

@@ -35,6 +35,17 @@ def clopper_pearson_upper(successes: int, n: int, confidence: float = 0.95) -> f
     return float(test.proportion_ci(confidence, method="exact").high)
 
 
+def corrected_share(share: float, true_rate: float, false_rate: float) -> float | None:
+    """A share as an imperfect judge sees it, corrected for its errors, within [0, 1] (Rogan and Gladen 1978).
+
+    ``true_rate`` is how often it recognises what is there, ``false_rate`` how often it sees it in something else; None
+    where it cannot tell them apart.
+    """
+    if true_rate <= false_rate:
+        return None
+    return min(1.0, max(0.0, (share - false_rate) / (true_rate - false_rate)))
+
+
 def bootstrap_interval(
     values: Tensor, *, seed: int = 0, num_resamples: int = 2000, confidence: float = 0.95
 ) -> Interval:
