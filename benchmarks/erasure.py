@@ -112,6 +112,7 @@ def run(bench: Bench, arm: str, task: Task, regime: str, place: Path) -> dict[st
         "seed": task.seed,
         "train_seconds": round(trained, 1),
         "seconds": round(time.monotonic() - start, 1),
+        **snapshots[-1].more,
         "looks": [{k: v for k, v in row.items() if k in _LOOKED} for row in looks],
         "tests": tests,
     }

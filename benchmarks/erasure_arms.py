@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,9 +11,12 @@ from torch import Tensor
 
 from logsnr.core.random import generator
 from logsnr.data.captions import Wording
+from logsnr.erasure.adversary import Gumbel
 from logsnr.erasure.config import CandidateConfig, EraseConfig, preset
 from logsnr.erasure.erase import erase, make_method
+from logsnr.erasure.method import OutputErasure
 from logsnr.models.delta import Delta
+from logsnr.models.denoiser import select_rows
 from logsnr.models.pipeline import network_of
 from logsnr.train.config import FitConfig
 from logsnr.train.loop import fit
@@ -32,6 +35,7 @@ class Snapshot:
     strength: float
     tensors: dict[str, Tensor]
     evaluation_equivalents: int
+    more: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,10 @@ def trained(name: str, **changes: Any) -> Callable[[Any, Task], Iterator[Snapsho
         try:
             for progress in fit(method, None, fit_config):
                 if progress.step in SNAPSHOTS:
-                    yield _snapshot(progress.step, method.delta(), method.scores.cost.evaluation_equivalents)
+                    found = _snapshot(progress.step, method.delta(), method.scores.cost.evaluation_equivalents)
+                    if progress.step == steps and isinstance(method.adversary, Gumbel):
+                        found.more.update(hits(method))
+                    yield found
         finally:
             method.scores.restore()
 
@@ -83,6 +90,21 @@ def closed(name: str, **changes: Any) -> Callable[[Any, Task], Iterator[Snapshot
             yield _snapshot(scale, erase(pipe, config=config), 0)
 
     return run
+
+
+def hits(method: OutputErasure, count: int = 4) -> dict[str, float]:
+    """How often the adversary draws the candidate that is hurt most, beside blind draws; over targets and noises."""
+    adversary, levels, draws = method.adversary, method.scores.levels, generator(0, "hits")
+    chances, found = adversary.chances(), []
+    for target in range(len(chances)):
+        places = adversary.allowed[target].nonzero()[:, 0]
+        for _ in range(count):
+            place, _, told = levels.draw(float(torch.rand((), generator=draws)), 0.5)
+            noise = torch.randn((1, *method.scores.shape), generator=draws)
+            losses = method.search(noise, place, told, target, select_rows(adversary.texts, places))
+            found.append((float(chances[target, places[losses.argmax()]]), 1 / len(places)))
+    ours, blind = (sum(values) / len(found) for values in zip(*found, strict=True))
+    return {"adversary_hit_rate": ours, "blind_hit_rate": blind}
 
 
 def _snapshot(strength: float, delta: Delta, evaluation_equivalents: int) -> Snapshot:

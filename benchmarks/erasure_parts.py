@@ -69,7 +69,15 @@ def memory(folder: Path) -> Found:
     return rows, [headline("peak_memory_ratio_to_two_copies", found["ratio"], 0.6, "<=")]
 
 
-PARTS: tuple[Callable[[Path], Found], ...] = (attacks, sequential, memory)
+def efficiency(folder: Path) -> Found:
+    """What a step costs in every scheme; the headline is of equal quality, and comes from the table."""
+    place = folder / "efficiency.json"
+    if not place.exists():
+        return [], []
+    return [{"part": "efficiency", **row} for row in json.loads(place.read_text())["rows"]], []
+
+
+PARTS: tuple[Callable[[Path], Found], ...] = (attacks, sequential, memory, efficiency)
 
 
 def ratio(first: Sequence[float], second: Sequence[float], resamples: int = 2000) -> tuple[float, float, float]:

@@ -125,6 +125,9 @@ def table(runs: Sequence[Run]) -> list[dict[str, Any]]:
             row[f"reached_{level:g}"] = int(np.isfinite(kept).sum())
             row[f"kept_at_{level:g}"] = _mean(kept)
             row[f"worst_kept_at_{level:g}"] = _mean(worst)
+        for name in ("adversary_hit_rate", "blind_hit_rate"):
+            if known := [run.row[name] for run in mine if name in run.row]:
+                row[name] = float(np.mean(known))
         row["train_seconds"] = float(np.mean([run.row["train_seconds"] for run in mine]))
         rows.append(row)
     return rows

@@ -189,7 +189,7 @@ def test_the_exhaustive_adversary_finds_the_worst_candidate() -> None:
     adversary, scores = method.adversary, method.scores
     noise = torch.randn(1, *scores.shape)
     level = scores.levels.grid[2]
-    chosen = adversary.choose(torch.tensor([0, 1]), batch_of(), lambda *asked: method._search(noise, 2, level, *asked))
+    chosen = adversary.choose(torch.tensor([0, 1]), batch_of(), lambda *asked: method.search(noise, 2, level, *asked))
     for target in range(2):
         x = scores.state(scores.start(noise), {k: v[[target]] for k, v in method.texts.items()}, 2)
         losses = {}

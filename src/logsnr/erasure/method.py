@@ -111,7 +111,7 @@ class OutputErasure:
     def _choose(self, batch: Batch, rows: Tensor, noise: Tensor, place: int, told: Level) -> Tree | None:
         if self.adversary is None:
             return None
-        return self.adversary.choose(rows, batch, partial(self._search, noise, place, told))
+        return self.adversary.choose(rows, batch, partial(self.search, noise, place, told))
 
     def _states(
         self, noise: Tensor, rows: Tensor, chosen: Tree | None, place: int, models: bool
@@ -163,8 +163,8 @@ class OutputErasure:
         return (found - kept).square().flatten(1).mean(1)
 
     @torch.no_grad()
-    def _search(self, noise: Tensor, place: int, told: Level, target: int, texts: Tree) -> Tensor:
-        """How much each text (n,) has changed, on one sample of the target."""
+    def search(self, noise: Tensor, place: int, told: Level, target: int, texts: Tree) -> Tensor:
+        """How much the network's output for each text (n,) has changed, on one sample of the target from ``noise``."""
         with self.scores.spending("search"):
             x = self.scores.state(self.scores.start(noise[:1]), select_rows(self.texts, torch.tensor([target])), place)
             return torch.cat([self._changed(x, told, part) for part in split_tree(texts, 64)])

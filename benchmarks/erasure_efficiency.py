@@ -1,0 +1,89 @@
+"""What a step of adversarial preservation costs, from the released scheme to ours, by the counter; and other prices.
+
+    python benchmarks/erasure_efficiency.py
+
+Each scheme trains the same model for as many steps of the network with the same batch, on `fashion`; nothing is judged
+here, equal quality is the table's concern (erasure.py, the arm "EAP, released scheme"). Beside it: the seconds of a
+closed form, and how often text is encoded after the start. Ten minutes of a core for results/erasure/efficiency.json.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from erasure import KEPT
+from erasure_arms import task_of
+
+import logsnr
+from logsnr.core.artifact import write_json
+from logsnr.erasure.config import CandidateConfig, EraseConfig, preset
+from logsnr.erasure.erase import make_method
+from logsnr.train.loop import fit
+from logsnr.worlds.load import load_world
+
+TARGETS = ("trouser", "dress", "sandal", "shirt", "bag")
+STEPS, BATCH, SEED = 12, 8, 95_000
+PAPER = preset("eap-paper", *TARGETS)
+SCHEMES: dict[str, EraseConfig] = {
+    "released": PAPER,
+    "shared sample": replace(
+        PAPER, adversary_schedule="simultaneous", alignment="exact", adversary_grad="full", learning_rate=1e-5
+    ),
+    "and levels by what they cost": replace(preset("eap", *TARGETS), trajectory_steps=50),
+    "and 20 levels": preset("eap", *TARGETS),
+}
+"""Each has what those before it have."""
+
+
+def measure(name: str, config: EraseConfig) -> dict[str, Any]:
+    """Evaluations and seconds of one step of the network, the pilot counted apart."""
+    pipe, task = logsnr.load("fashion"), task_of(load_world("fashion").captions, TARGETS, SEED, informed=True)
+    turns = config.adversary_steps if config.adversary_schedule == "alternating" else 1
+    config = replace(
+        config,
+        candidates=CandidateConfig(task.words, sampler="all", exclude=task.kin),
+        run=replace(config.run, steps=STEPS * turns, batch_size=BATCH, seed=SEED),
+    )
+    method, calls = make_method(pipe, config), []
+    levels, cost = method.scores.levels, method.scores.cost
+    levels.chances = levels.chances or method.pilot()
+    pilot = cost.evaluation_equivalents
+    pipe.text_encoder.register_forward_hook(lambda *_: calls.append(1))
+    start = time.perf_counter()
+    list(fit(method, None, config.run))
+    seconds = time.perf_counter() - start
+    return {
+        "scheme": name,
+        "evaluation_equivalents_a_row": (cost.evaluation_equivalents - pilot) / (STEPS * BATCH),
+        "pilot_evaluation_equivalents": pilot,
+        "seconds_a_step": seconds / STEPS,
+        "text_encoder_calls_after_start": len(calls),
+    }
+
+
+def closed_form() -> dict[str, Any]:
+    """UCE's seconds on the same targets, everything included."""
+    pipe, task = logsnr.load("fashion"), task_of(load_world("fashion").captions, TARGETS, SEED, informed=True)
+    start = time.perf_counter()
+    logsnr.erase(pipe, config=replace(preset("uce", *TARGETS), preserved=task.words))
+    return {"scheme": "UCE", "seconds": time.perf_counter() - start}
+
+
+def main() -> None:
+    rows = []
+    for name, config in SCHEMES.items():
+        rows.append(measure(name, config))
+        print(rows[-1], flush=True)
+    rows.append(closed_form())
+    print(rows[-1], flush=True)
+    released = rows[0]["evaluation_equivalents_a_row"]
+    for row in rows[:-1]:
+        row["ratio"] = row["evaluation_equivalents_a_row"] / released
+        row["seconds_ratio"] = row["seconds_a_step"] / rows[0]["seconds_a_step"]
+    write_json(KEPT / "efficiency.json", {"steps": STEPS, "batch_size": BATCH, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
