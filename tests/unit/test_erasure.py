@@ -524,6 +524,26 @@ def test_candidates_never_name_what_is_erased(tmp_path: Any) -> None:
     assert excluded_names(["church", "churches", "chain"], ["Church"], []) == {"church", "churches"}
 
 
+def test_candidates_are_found_once(tmp_path: Any) -> None:
+    pipe, calls, cache = tiny_sd(), [], tmp_path / "run" / "candidates.json"
+    pipe.text_encoder.register_forward_hook(lambda *_: calls.append(1))
+    first = find_candidates(pipe, ["bag"], CandidateConfig(WORDS), cache=cache)
+    assert calls
+    calls.clear()
+    assert find_candidates(pipe, ["bag"], CandidateConfig(WORDS), cache=cache) == first
+    assert not calls
+    for targets, config in ((["boot"], CandidateConfig(WORDS)), (["bag"], CandidateConfig(WORDS, exclude_radius=0.0))):
+        find_candidates(pipe, targets, config, cache=cache)
+        assert calls  # something else is looked for
+        calls.clear()
+    find_candidates(pipe, ["bag"], CandidateConfig(WORDS), cache=cache)
+    calls.clear()
+    with torch.no_grad():
+        pipe.text_encoder.get_input_embeddings().weight.mul_(2)
+    find_candidates(pipe, ["bag"], CandidateConfig(WORDS), cache=cache)
+    assert calls  # and by another text encoder
+
+
 def test_a_radius_leaves_out_the_nearest() -> None:
     everything = CandidateConfig(WORDS, sampler="all", exclude_radius=0.0)
     names = find_candidates(tiny_sd(), ["bag"], everything)[0]

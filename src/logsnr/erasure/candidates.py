@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +13,12 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
+from logsnr.core.artifact import write_json
+from logsnr.core.config import from_dict, read_json, to_dict
 from logsnr.core.errors import InputError, MissingError
 from logsnr.erasure.config import CandidateConfig
 from logsnr.models.denoiser import Tree
+from logsnr.models.fingerprint import fingerprint
 from logsnr.models.pipeline import Pipeline, encode_prompts
 
 _ENDINGS = ("ing", "es", "ed", "er", "s", "")
@@ -29,14 +34,36 @@ class Candidates:
     excluded: tuple[str, ...]
 
 
-def find_candidates(pipe: Pipeline, targets: Sequence[str], config: CandidateConfig) -> list[Candidates]:
-    """The candidates of each target.
+def find_candidates(
+    pipe: Pipeline, targets: Sequence[str], config: CandidateConfig, *, cache: Path | None = None
+) -> list[Candidates]:
+    """The candidates of each target; those of ``cache``, a file, where it has them of just this, else written there.
 
     Raises:
         InputError: no concept is left for a target, or the vocabulary is empty.
         MissingError: there is no vocabulary file.
     """
     words = read_vocabulary(pipe, config)
+    if cache is None:
+        return _search(pipe, targets, words, config)
+    key = _key(pipe, targets, words, config)
+    known: Any = read_json(cache) if cache.exists() else {}
+    if known.get("key") == key:
+        return [from_dict(Candidates, found) for found in known["candidates"]]
+    found = _search(pipe, targets, words, config)
+    write_json(cache, {"key": key, "candidates": [to_dict(one) for one in found]})
+    return found
+
+
+def _key(pipe: Any, targets: Sequence[str], words: list[str], config: CandidateConfig) -> str:
+    """A hash of all that candidates follow from: the text encoders, the targets, the words and the options."""
+    encoders = [getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
+    options = {**to_dict(config), "vocabulary": words}
+    known = [[fingerprint(encoder) for encoder in encoders if encoder is not None], list(targets), options]
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+
+
+def _search(pipe: Pipeline, targets: Sequence[str], words: list[str], config: CandidateConfig) -> list[Candidates]:
     banned = excluded_names(words, targets, config.exclude)
     distances = text_distances(pipe, targets, words, config.metric)
     near = (distances <= config.exclude_radius * distances.median(1, keepdim=True).values).any(0)

@@ -74,10 +74,14 @@ def make_method(pipe: Pipeline, config: EraseConfig) -> OutputErasure:
 
 
 def candidates_of(pipe: Pipeline, config: EraseConfig) -> list[Candidates]:
-    """The candidates of each target; none where the configuration does not search among any."""
+    """The candidates of each target; none where the configuration does not search among any.
+
+    A run with a folder keeps them there, for when it goes on.
+    """
     if config.method in (*_CLOSED, "ca") or config.adversary not in _SEARCHING:
         return []
-    return find_candidates(pipe, config.targets, config.candidates)
+    cache = config.run.out / "candidates.json" if config.run.out else None
+    return find_candidates(pipe, config.targets, config.candidates, cache=cache)
 
 
 def _recorded(delta: Delta, config: EraseConfig, start: float) -> Delta:
