@@ -77,7 +77,13 @@ def efficiency(folder: Path) -> Found:
     return [{"part": "efficiency", **row} for row in json.loads(place.read_text())["rows"]], []
 
 
-PARTS: tuple[Callable[[Path], Found], ...] = (attacks, sequential, memory, efficiency)
+def deployed(folder: Path) -> Found:
+    """What is left of edits under other conditions than those in which they were made."""
+    parts = [json.loads(path.read_text()) for path in sorted(folder.glob("deployed-*.json"))]
+    return [{"part": "deployed", **row} for part in parts for row in part["rows"]], []
+
+
+PARTS: tuple[Callable[[Path], Found], ...] = (attacks, sequential, memory, efficiency, deployed)
 
 
 def ratio(first: Sequence[float], second: Sequence[float], resamples: int = 2000) -> tuple[float, float, float]:
