@@ -46,6 +46,7 @@ class Task:
     kept: tuple[str, ...]
     words: tuple[str, ...]
     kin: tuple[str, ...]
+    templates: tuple[str, ...]
     seed: int
 
 
@@ -56,7 +57,8 @@ def task_of(captions: Wording, targets: Sequence[str], seed: int, *, informed: b
     parts = {part for name in names for part in name.split()}
     words = sorted({w for s in captions.all_sentences() for w in s.split() if w.isalpha() and w not in parts})
     kept = tuple(name for name in names if name not in kin) if informed else ()
-    return Task(tuple(targets), kept, (*kept, *words), kin, seed)
+    templates = [captions.prompt(0, place).replace(captions.names[0][0], "{}") for place in range(15)]
+    return Task(tuple(targets), kept, (*kept, *words), kin, tuple(dict.fromkeys(templates)), seed)
 
 
 def trained(name: str, **changes: Any) -> Callable[[Any, Task], Iterator[Snapshot]]:
@@ -112,9 +114,11 @@ def _snapshot(strength: float, delta: Delta, evaluation_equivalents: int) -> Sna
 
 
 def _config(name: str, task: Task) -> EraseConfig:
-    """The preset on the task; what preserves prompts preserves all that the task allows."""
+    """The preset on the task; closed forms preserve all that the task allows, and erase in every trained template."""
     config = preset(name, *task.targets)
-    return replace(config, preserved=task.words) if config.method in ("uce", "rece") else config
+    if config.method in ("uce", "rece"):
+        return replace(config, preserved=task.words, templates=task.templates)
+    return config
 
 
 def noise(pipe: Any, task: Task) -> Iterator[Snapshot]:
@@ -133,8 +137,9 @@ ARMS: dict[str, Callable[[Any, Task], Iterator[Snapshot]]] = {
     "EAP": trained("eap"),
     "ESD": trained("esd"),
     "ESD + x0": trained("esd-x0"),
-    "UCE": closed("uce"),
-    "UCE, empty prompt": closed("uce", preserved=("",)),
+    "UCE": closed("uce-tensor"),
+    "UCE, empty prompt": closed("uce-tensor", preserved=("",)),
+    "UCE, replace": closed("uce"),
     "CA": trained("ca"),
     "EAP, exhaustive": trained("eap", adversary="exhaustive"),
     "EAP, random": trained("eap", adversary="random"),
@@ -146,7 +151,7 @@ ARMS: dict[str, Callable[[Any, Task], Iterator[Snapshot]]] = {
     "SPM": trained("spm"),
     "ESD, preserve": trained("esd-preserve"),
     "AGE": trained("age"),
-    "RECE": closed("rece"),
+    "RECE": closed("rece", closed_form_tokens="all"),
     "noise": noise,
 }
 MAIN = ("EAP", "ESD", "ESD + x0", "UCE", "CA")

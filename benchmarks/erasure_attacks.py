@@ -27,7 +27,7 @@ from logsnr.erasure.config import CandidateConfig, preset
 from logsnr.evaluation.erasure import class_labels
 from logsnr.models.delta import Delta
 
-ARMS = {"EAP": "eap", "ESD": "esd", "UCE": "uce", "EAP, robust": "robust", "AdvUnlearn": "advunlearn"}
+ARMS = {"EAP": "eap", "ESD": "esd", "UCE": "uce-tensor", "EAP, robust": "robust", "AdvUnlearn": "advunlearn"}
 TARGETS, TUNED = ("trouser", "bag", "sneaker"), ("ankle boot",)
 SEED, TUNING_SEED = 80_000, 90_000
 BUDGETS: dict[str, dict[str, Any]] = {
@@ -48,7 +48,7 @@ def erased(bench: Bench, arm: str, target: str, seed: int) -> Delta:
     config = preset(ARMS[arm], target)
     config = replace(config, candidates=CandidateConfig(task.words, sampler="all", exclude=task.kin))
     if config.method == "uce":
-        config = replace(config, preserved=task.words)
+        config = replace(config, preserved=task.words, templates=task.templates)
     return logsnr.erase(bench.pipe, config=replace(config, run=replace(config.run, seed=seed)))
 
 

@@ -16,7 +16,7 @@ from logsnr.core.errors import InputError, UnsupportedError
 from logsnr.erasure.ablation import ConceptAblation
 from logsnr.erasure.adversary import Continuous, Directions, Drawn, Exhaustive, Gumbel, allow, mix_rows
 from logsnr.erasure.candidates import excluded_names, find_candidates, representatives
-from logsnr.erasure.closed_form import adversarial, closed_form, last_tokens
+from logsnr.erasure.closed_form import adversarial, closed_form, tokens_of
 from logsnr.erasure.config import PRESETS, CandidateConfig, EraseConfig, RobustConfig, preset
 from logsnr.erasure.erase import candidates_of, erase, erase_steps, make_method
 from logsnr.erasure.method import OutputErasure
@@ -578,12 +578,12 @@ def test_means_of_distances_spread_from_near_to_far() -> None:
 def test_the_closed_form_is_the_least_squares_solution() -> None:
     generator = torch.Generator().manual_seed(0)
     weight, c, guides, kept = (torch.randn(n, 6, generator=generator).double() for n in (5, 2, 2, 3))
-    found = closed_form(weight, c, guides, kept, ridge=0.3, erase_scale=2.0, keep_scale=0.7)
+    found = closed_form(weight, c, guides @ weight.T, kept, ridge=0.3, erase_scale=2.0, keep_scale=0.7)
     rows = torch.cat([2.0**0.5 * c, 0.7**0.5 * kept, 0.3**0.5 * torch.eye(6).double()])
     aims = torch.cat([2.0**0.5 * guides @ weight.T, 0.7**0.5 * kept @ weight.T, 0.3**0.5 * weight.T])
     brute = torch.linalg.lstsq(rows, aims).solution.T
     assert float((found - brute).norm() / brute.norm()) < 1e-8
-    firm = closed_form(weight, c, guides, kept, ridge=1e-9, keep_scale=1e3)
+    firm = closed_form(weight, c, guides @ weight.T, kept, ridge=1e-9, keep_scale=1e3)
     torch.testing.assert_close(firm @ kept.T, weight @ kept.T, atol=1e-5, rtol=0)
     torch.testing.assert_close(firm @ c.T, weight @ guides.T, atol=1e-5, rtol=0)
 
@@ -599,7 +599,7 @@ def test_the_embedding_that_still_reaches_a_target_is_found_and_erased() -> None
     torch.testing.assert_close(found[0], torch.linalg.lstsq(rows, aims[:, None]).solution[:, 0])
 
     pipe, reach = tiny_sd(), {}
-    words = last_tokens(pipe, ["bag"])
+    (words,) = tokens_of(pipe, [("bag", "bag")])
     old = list(select_parameters(network_of(pipe), "xattn-kv").values())
     for name in ("uce", "rece"):
         delta = erase(pipe, config=preset(name, "bag"))
@@ -650,10 +650,32 @@ def test_age_leads_to_what_the_adversary_chose() -> None:
 
 def test_the_last_word_stands_for_a_prompt() -> None:
     pipe = tiny_sd()
-    last, alone = last_tokens(pipe, ["a dark sneaker", ""]), []
-    hidden = pipe.encode_prompt(["a dark sneaker", ""], "cpu", 1, False)[0]
-    alone = [hidden[0, 3], hidden[1, 1]]  # after the start of text: three words; the end of text
-    torch.testing.assert_close(last, torch.stack(alone))
+    texts = encode_prompts(pipe, ["a dark sneaker", ""], guided=False).values["encoder_hidden_states"]
+    prompts = [("a dark", "a dark sneaker"), ("", "")]
+    last, alone = tokens_of(pipe, prompts)
+    torch.testing.assert_close(last, texts[0, 2:3])  # after the start of text and one word
+    torch.testing.assert_close(alone, texts[1, 1:2])  # the end of text
+    rest, ending = tokens_of(pipe, prompts, rest=True)
+    torch.testing.assert_close(rest, texts[0, 2:])
+    torch.testing.assert_close(ending, texts[1, 1:])
+    assert [len(text) for text in tokens_of(pipe, prompts, whole=True)] == [8, 8]
+
+
+def test_all_tokens_are_sent_away_from_where_they_were() -> None:
+    pipe, before = tiny_sd(), {}
+    config = replace(preset("uce-tensor", "bag"), templates=("{}", "a photo of a {}"), closed_form_ridge=1e-6)
+    before = {name: value.detach().double() for name, value in select_parameters(network_of(pipe), "xattn-kv").items()}
+    delta = erase(pipe, config=config)
+    (text,) = tokens_of(pipe, [("a photo of a bag", "a photo of a bag")], rest=True)
+    for name, old in before.items():
+        was, now = (text.double() @ weight.T for weight in (old, delta.tensors[f"unet.{name}"].double()))
+        likeness = torch.nn.functional.cosine_similarity(was, now, dim=1)
+        assert float(likeness.abs().mean()) < 0.5  # of 12 equations in 16 unknowns, shared by two templates
+    kept = erase(pipe, config=replace(config, preserved=("dark sneaker",), preservation_weight=1e4))
+    (held,) = tokens_of(pipe, [("", "dark sneaker")], whole=True)
+    name, old = next(iter(before.items()))
+    moved = held.double() @ (kept.tensors[f"unet.{name}"].double() - old).T
+    assert moved.norm() < 0.05 * (held.double() @ old.T).norm()
 
 
 # Bad input
@@ -678,6 +700,7 @@ def test_names_that_the_encoder_cannot_read_are_told() -> None:
         ({"targets": ("bag",), "method": "age", "adversary": "none"}, "name one"),
         ({"targets": ("bag",), "trajectory_steps": 1}, "trajectory_steps"),
         ({"targets": ("bag",), "adapter_rank": 0}, "adapter_rank"),
+        ({"targets": ("bag",), "templates": ("a photo",)}, "where the name stands"),
         ({"targets": ("bag",), "adapter_rank": 2, "protected": ("boot",)}, "whole matrices"),
         ({"targets": ("bag",), "method": "ca", "adversary": "none", "robust": RobustConfig("prefix")}, "attacker"),
     ],

@@ -1,8 +1,8 @@
 """Unified concept editing (UCE, 2308.14761) and its reliable variant (RECE, 2407.12383), both in closed form.
 
-Each projection W of the text to keys or values becomes the least squares solution that sends a target's last token to
-what the anchor's was sent to, keeps what preserved prompts were sent to, and stays near W. RECE then looks for the
-embedding that still reaches the target, and erases that too, several times.
+Each projection W of the text to keys or values becomes the least squares solution that sends a target's last token, or
+all from there to the end, to what the anchor's were sent to, keeps what preserved prompts were sent to, and stays near
+W. RECE then looks for the embedding that still reaches the target, and erases that too, several times.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from logsnr.models.pipeline import Pipeline, component_of, encode_prompts, netwo
 def closed_form(
     weight: Tensor,
     erased: Tensor,
-    guides: Tensor,
+    values: Tensor,
     kept: Tensor,
     *,
     ridge: float = 0.5,
@@ -33,13 +33,13 @@ def closed_form(
 ) -> Tensor:
     """The W (out, in), float64, of least ridge |W - W_0|^2 + erase_scale |W c - v|^2 + keep_scale |W k - W_0 k|^2.
 
-    ``erased`` c (n, in) are sent to W_0 ``guides`` (n, in), ``kept`` k (m, in) stay where they are. As the change
-    solves (W - W_0) A = B, one linear system in float64, no inverse is formed.
+    ``erased`` c (n, in) are sent to ``values`` v (n, out), ``kept`` k (m, in) stay where they are. As the change solves
+    (W - W_0) A = B, one linear system in float64, no inverse is formed.
     """
-    weight, erased, guides, kept = (value.detach().double() for value in (weight, erased, guides, kept))
+    weight, erased, values, kept = (value.detach().double() for value in (weight, erased, values, kept))
     gram = ridge * torch.eye(weight.shape[1], dtype=torch.float64, device=weight.device)
     gram = gram + erase_scale * erased.T @ erased + keep_scale * kept.T @ kept
-    moved = erase_scale * weight @ (guides - erased).T @ erased
+    moved = erase_scale * (values - erased @ weight.T).T @ erased
     return weight + torch.linalg.solve(gram, moved, left=False)
 
 
@@ -68,9 +68,9 @@ def edit_closed_form(pipe: Pipeline, config: EraseConfig) -> Delta:
     check_editable(network, component)
     chosen = select_parameters(network, config.modules)
     base, before = fingerprint(network), {name: value.detach().clone() for name, value in chosen.items()}
-    erased = last_tokens(pipe, config.targets)
-    guides = last_tokens(pipe, [config.anchor] * len(config.targets))
-    kept = last_tokens(pipe, config.preserved) if config.preserved else erased[:0]
+    erased, guides = _pairs(pipe, config)
+    held = [(prompt, prompt) for prompt in config.preserved]
+    kept = torch.cat(tokens_of(pipe, held, whole=config.closed_form_tokens == "all") or [erased[:0]])
     for name, parameter in chosen.items():
         _check(name, parameter, erased)
     edited = _solved(before, erased, guides, kept, config)
@@ -89,7 +89,7 @@ def _solved(
         name: closed_form(
             weight,
             erased,
-            guides,
+            _values(weight.double(), erased.double(), guides.double(), config),
             kept,
             ridge=config.closed_form_ridge,
             erase_scale=config.closed_form_scale,
@@ -107,8 +107,37 @@ def _check(name: str, parameter: nn.Parameter, texts: Tensor) -> None:
         )
 
 
-def last_tokens(pipe: Pipeline, prompts: Sequence[str]) -> Tensor:
-    """The text embedding of each prompt's last word (n, width); of an empty prompt, that of its end.
+def _values(weight: Tensor, erased: Tensor, guides: Tensor, config: EraseConfig) -> Tensor:
+    """Where the erased are sent (n, out): to the guides' values, or to their parts orthogonal to the old ones."""
+    values = guides @ weight.T
+    if config.closed_form_tokens == "last":
+        return values
+    old = nn.functional.normalize(erased @ weight.T, dim=1)
+    return values - (values * old).sum(1, keepdim=True) * old
+
+
+def _pairs(pipe: Pipeline, config: EraseConfig) -> tuple[Tensor, Tensor]:
+    """The texts of the targets' tokens in every template (n, width), and those of the anchor's in their place."""
+    rest = config.closed_form_tokens == "all"
+
+    def read(names: Sequence[str]) -> list[Tensor]:
+        prompts = [(t.partition("{}")[0] + name, t.replace("{}", name)) for name in names for t in config.templates]
+        return tokens_of(pipe, prompts, rest=rest)
+
+    erased, guides = read(config.targets), read([config.anchor] * len(config.targets))
+    lengths = [min(len(ours), len(theirs)) for ours, theirs in zip(erased, guides, strict=True)]
+    first, second = (
+        torch.cat([text[:length] for text, length in zip(texts, lengths, strict=True)]) for texts in (erased, guides)
+    )
+    return first, second
+
+
+def tokens_of(
+    pipe: Pipeline, prompts: Sequence[tuple[str, str]], *, rest: bool = False, whole: bool = False
+) -> list[Tensor]:
+    """Of each (beginning, prompt) the text embedding of the beginning's last word, (1, width) in the prompt.
+
+    With ``rest`` all from there to the end of the window, with ``whole`` all. An empty beginning ends with the end.
 
     Raises:
         UnsupportedError: the network is no UNet, whose text comes as CLIP encoders give it.
@@ -117,8 +146,12 @@ def last_tokens(pipe: Pipeline, prompts: Sequence[str]) -> Tensor:
         raise UnsupportedError(
             f"closed forms edit projections of CLIP's text, which {type(pipe).__name__} has not as such: use eap or esd"
         )
-    texts = encode_prompts(pipe, prompts, guided=False).values["encoder_hidden_states"]
+    if not prompts:
+        return []
+    texts = encode_prompts(pipe, [prompt for _, prompt in prompts], guided=False).values["encoder_hidden_states"]
     tokenizer: Any = pipe.tokenizer
-    ids = [tokenizer(prompt, truncation=True, max_length=tokenizer.model_max_length).input_ids for prompt in prompts]
-    places = [max(len(found) - 2, 1) if prompt else 1 for found, prompt in zip(ids, prompts, strict=True)]
-    return texts[torch.arange(len(prompts)), torch.tensor(places)]
+    limit, found = tokenizer.model_max_length, []
+    for text, (beginning, _) in zip(texts, prompts, strict=True):
+        first = max(len(tokenizer(beginning, truncation=True, max_length=limit).input_ids) - 2, 1)
+        found.append(text if whole else text[first : None if rest else first + 1])
+    return found

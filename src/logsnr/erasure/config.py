@@ -129,6 +129,10 @@ class EraseConfig:
     candidates: CandidateConfig = field(default_factory=CandidateConfig)
     robust: RobustConfig = field(default_factory=RobustConfig)
     """The attacker inside the training."""
+    closed_form_tokens: Literal["last", "all"] = "last"
+    """uce and rece: a target's last token is sent to the anchor's, or all to the end are, less their old direction."""
+    templates: tuple[str, ...] = ("{}",)
+    """uce and rece: prompts in which targets are erased; {} stands for the name."""
     closed_form_ridge: float = 0.5
     """uce and rece: weight of the projections as they were."""
     closed_form_scale: float = 1.0
@@ -157,6 +161,8 @@ class EraseConfig:
             raise InputError("adapters are for methods that train, and protected prompts need whole matrices instead")
         if self.method == "age" and self.adversary == "none":
             raise InputError("age leads a target to what an adversary chooses: name one")
+        if not self.templates or not all(template.count("{}") == 1 for template in self.templates):
+            raise InputError("templates are prompts with {} once, where the name stands: 'a photo of a {}'")
         if self.adversary == "fixed" and not self.preserved:
             raise InputError("a fixed adversary needs something to hold: give preserved prompts, such as 'a photo'")
 
@@ -208,6 +214,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "robust": {"robust": RobustConfig("embedding", steps=10, share=0.5)},
     "ca": {"method": "ca", "adversary": "none", "modules": ("xattn-kv",), "loss_weighting": "epsilon"},
     "uce": {"method": "uce", "adversary": "none", "modules": ("xattn-kv",)},
+    "uce-tensor": {"method": "uce", "adversary": "none", "modules": ("xattn-kv",), "closed_form_tokens": "all"},
     "rece": {"method": "rece", "adversary": "none", "modules": ("xattn-kv",)},
 }
 """Options by the name of a preset; all others are as ``EraseConfig`` has them."""
