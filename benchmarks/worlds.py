@@ -1,6 +1,7 @@
 """The worlds emoji and fashion-flow: what judges read in their images, and fashion-flow against fashion.
 
-    python benchmarks/worlds.py                            measures the worlds that have weights here
+    python benchmarks/worlds.py [--only NAME]              measures the worlds that have weights here; what is known
+                                                           of the others stays
     python benchmarks/worlds.py --tune                     compares settings on seeds that are not reported
     python benchmarks/worlds.py --reconstructions FOLDER   what emoji's autoencoder keeps, in a folder of a training
 
@@ -21,9 +22,10 @@ from typing import Any
 import fashion
 from bench import DEFAULT, IMAGES, REPORTED, Bench, settings
 from diffusers import AutoencoderKL
-from record import headline, tell, write_result
+from record import RESULTS, headline, tell, write_result
 
 import logsnr
+from logsnr.core.config import read_json
 from logsnr.data.labelled import take_all
 from logsnr.evaluation.pairs import ask_pairs, figures_by_both
 from logsnr.evaluation.quality import Judges, describe
@@ -41,8 +43,10 @@ CHOSEN = {
     "fashion-flow": SampleConfig(steps=20, guidance_scale=1.3, rho=0.3),
 }
 """For emoji what shows the concepts best, for fashion-flow its faithful setting; chosen by ``--tune``."""
-SEARCHED = {"emoji": settings((1.5, 2.0, 3.0, 4.0), (0.0, 0.5)), "fashion-flow": fashion.SEARCHED}
+SEARCHED = {"emoji": settings((1.5, 2.0, 3.0, 4.0), (0.0, 0.5)), "fashion-flow": settings((1.0, 1.25, 1.5), (0.0, 0.3))}
 DEFAULT_SEED = 20_000
+COMPARED = replace(REPORTED, num_images=5_000)
+"""fashion-flow and fashion beside it."""
 Found = tuple[list[dict[str, Any]], dict[str, float]]
 
 
@@ -77,9 +81,9 @@ def emoji(bench: Bench) -> Found:
 def flow(bench: Bench) -> Found:
     """fashion's figures on fashion-flow, and its Frechet distance over fashion's, made in the same run."""
     real, made = bench.real_images(), bench.reconstructions()
-    faithful = bench.row("faithful", CHOSEN["fashion-flow"], REPORTED)
-    default = bench.row("default", DEFAULT, replace(REPORTED, first_seed=DEFAULT_SEED))
-    peer = Bench("fashion").row("faithful, fashion", fashion.FAITHFUL, REPORTED)
+    faithful = bench.row("faithful", CHOSEN["fashion-flow"], COMPARED)
+    default = bench.row("default", DEFAULT, replace(COMPARED, first_seed=DEFAULT_SEED))
+    peer = Bench("fashion").row("faithful, fashion", fashion.FAITHFUL, COMPARED)
     bench.rows.append(peer)
     ratio = faithful["frechet_distance"] / peer["frechet_distance"]
     errors = [row["frechet_stderr"] / row["frechet_distance"] for row in (faithful, peer)]
@@ -107,16 +111,21 @@ def pictures(bench: Bench) -> None:
 
 
 def main(names: list[str]) -> None:
-    """Measure worlds, write their cards and pictures, and the result of all."""
-    rows, found, data = [], [], {}
+    """Measure worlds, write their cards and pictures, and the result of all; other worlds keep what it had of them."""
+    place = RESULTS / "emoji.json"
+    known: dict[str, Any] = read_json(place) if place.exists() else {"rows": [], "headline": [], "protocol": {}}
+    rows = [row for row in known["rows"] if row["world"] not in names]
+    found = [entry for entry in known["headline"] if entry["world"] not in names]
+    data = known["protocol"].get("data", {})
     for name in names:
         bench = Bench(name)
         entries, more = MEASURED[name](bench)
         pictures(bench)
         write_card(bench.world.folder, {entry["name"]: entry["value"] for entry in entries} | more)
         rows += [{"world": name, **_kept(row)} for row in bench.rows]
-        found, data[name] = found + entries, bench.world.source.describe()
-    chosen = {name: asdict(CHOSEN[name]) for name in names}
+        found += [{"world": name, **entry} for entry in entries]
+        data = {**data, name: bench.world.source.describe()}
+    chosen = {name: asdict(CHOSEN[name]) for name in data}
     protocol = describe(REPORTED, data=data, chosen=chosen, default=asdict(DEFAULT), default_first_seed=DEFAULT_SEED)
     write_result("emoji", protocol, rows, found)
 
@@ -147,10 +156,11 @@ def run() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--reconstructions", type=Path, metavar="FOLDER")
+    parser.add_argument("--only", choices=list(MEASURED))
     chosen = parser.parse_args()
     if chosen.reconstructions:
         return 0 if reconstructed(chosen.reconstructions) else 1
-    names = [name for name in MEASURED if name in WORLDS]
+    names = [name for name in MEASURED if name in WORLDS and chosen.only in (None, name)]
     if chosen.tune:
         for name in names:
             Bench(name).tune(SEARCHED[name])
