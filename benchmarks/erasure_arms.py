@@ -49,6 +49,11 @@ class Task:
     templates: tuple[str, ...]
     seed: int
 
+    @property
+    def protected(self) -> tuple[str, ...]:
+        """The kept names in every trained template; without knowledge of them, the words alone."""
+        return tuple(t.replace("{}", name) for t in self.templates for name in self.kept) or self.words
+
 
 def task_of(captions: Wording, targets: Sequence[str], seed: int, *, informed: bool) -> Task:
     """A task on a world's classes; without knowledge of the kept ones, no word of their names is in any list."""
@@ -61,13 +66,17 @@ def task_of(captions: Wording, targets: Sequence[str], seed: int, *, informed: b
     return Task(tuple(targets), kept, (*kept, *words), kin, tuple(dict.fromkeys(templates)), seed)
 
 
-def trained(name: str, **changes: Any) -> Callable[[Any, Task], Iterator[Snapshot]]:
-    """An arm that trains; its strengths are moments of one run."""
+def trained(
+    name: str, *, protect: bool = False, step: float = STEP, **changes: Any
+) -> Callable[[Any, Task], Iterator[Snapshot]]:
+    """An arm that trains; its strengths are moments of one run. ``protect`` projects all that the task allows."""
 
     def run(pipe: Any, task: Task) -> Iterator[Snapshot]:
         steps = SNAPSHOTS[-1]
         candidates = CandidateConfig(task.words, sampler="all", exclude=task.kin)
-        fixed = {"strength": STEP * steps, "candidates": candidates}
+        fixed = {"strength": step * steps, "candidates": candidates}
+        if protect:
+            fixed["protected"] = task.protected
         fit_config = FitConfig(steps=steps, batch_size=8, warmup=0, clip=None, seed=task.seed)
         method = make_method(pipe, replace(_config(name, task), **{**fixed, **changes}, run=fit_config))
         try:
@@ -146,6 +155,7 @@ ARMS: dict[str, Callable[[Any, Task], Iterator[Snapshot]]] = {
     "EAP, fixed empty prompt": trained("eap", adversary="fixed", preserved=("",)),
     "EAP, as released": trained("eap", adversary_grad="edited", adversary_schedule="alternating"),
     "EAP, released scheme": trained("eap-paper", learning_rate=None),
+    "EAP, projected": trained("eap-projected", protect=True, step=0.05),
     "EAP, robust": trained("robust"),
     "AdvUnlearn": trained("advunlearn"),
     "SPM": trained("spm"),
@@ -154,4 +164,4 @@ ARMS: dict[str, Callable[[Any, Task], Iterator[Snapshot]]] = {
     "RECE": closed("rece", closed_form_tokens="all"),
     "noise": noise,
 }
-MAIN = ("EAP", "ESD", "ESD + x0", "UCE", "CA")
+MAIN = ("EAP, projected", "EAP", "ESD", "ESD + x0", "UCE", "CA")

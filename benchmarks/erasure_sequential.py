@@ -29,8 +29,8 @@ from logsnr.models.pipeline import network_of
 REQUESTS = {
     "fashion": ("trouser", "sandal", "bag", "pullover", "dress"),
     "emoji": (
-        *("fox", "hamburger", "rocket", "ghost", "soccer ball", "crown"),
-        *("sunflower", "sailboat", "guitar", "robot", "cactus", "house"),
+        *("a fox", "a hamburger", "a rocket", "a ghost", "a soccer ball", "a crown"),
+        *("a sunflower", "a sailboat", "a guitar", "a robot", "a cactus", "a house"),
     ),
 }
 SEED = 85_000

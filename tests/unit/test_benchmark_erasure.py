@@ -95,11 +95,11 @@ def test_a_ratio_has_its_interval_and_its_ends() -> None:
 
 
 def test_figures_of_eap_are_read_at_matched_erasure() -> None:
-    runs = [run_of(arm, [0.5, 0.9, 1.0], [1, 0.95, 0.95]) for arm in ("EAP", "EAP, released scheme")]
-    for run, price in zip(runs, (100, 1000), strict=True):
+    runs = [run_of(arm, [0.5, 0.9, 1.0], [1, 0.95, 0.95]) for arm in ("EAP, projected", "EAP", "EAP, released scheme")]
+    for run, price in zip(runs, (50, 100, 1000), strict=True):
         tests = [{"off_target_quality": 1 - place / 10, "cost": price * (place + 1)} for place in range(3)]
         run.row["tests"] = tests
-    found = {entry["name"]: entry for entry in erasure_report.of_eap(runs)}
+    found = {entry["name"]: entry for entry in erasure_report.of_ours(runs)}
     assert found["evaluation_ratio_to_released"]["value"] == pytest.approx(0.1)
     assert found["evaluation_ratio_to_released"]["met"]
     assert 0.8 < found["off_target_quality"]["value"] < 0.9  # between the second and the third test

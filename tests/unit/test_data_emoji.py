@@ -13,8 +13,9 @@ from PIL import Image
 
 from logsnr.core.errors import BrokenError, InputError, LogsnrError, MissingError
 from logsnr.data import emoji_drawings
+from logsnr.data.captions import without_article
 from logsnr.data.emoji import SIZE, Emoji, emoji_captions, held_out_pairs, list_concepts, load_emoji, paint
-from logsnr.data.emoji_captions import HELD_OUT_PLAIN, HELD_OUT_STYLED, PLAIN, STYLED, without_article
+from logsnr.data.emoji_captions import HELD_OUT_PLAIN, HELD_OUT_STYLED, PLAIN, STYLED
 from logsnr.data.emoji_drawings import STYLES, describe_sources, draw, find_fluent, find_noto, find_twemoji
 from logsnr.data.latents import encode_latents
 from logsnr.data.sampler import batch_indices

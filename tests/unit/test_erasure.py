@@ -13,6 +13,9 @@ from pipelines import tiny_sd, tiny_sd3
 
 from logsnr.core.config import from_dict, to_dict
 from logsnr.core.errors import InputError, UnsupportedError
+from logsnr.data.captions import Captions, every_prompt
+from logsnr.data.emoji_captions import EmojiCaptions
+from logsnr.data.fashion import NAMES
 from logsnr.erasure.ablation import ConceptAblation
 from logsnr.erasure.adversary import Continuous, Directions, Drawn, Exhaustive, Gumbel, allow, mix_rows
 from logsnr.erasure.candidates import excluded_names, find_candidates, representatives
@@ -21,6 +24,7 @@ from logsnr.erasure.config import PRESETS, CandidateConfig, EraseConfig, RobustC
 from logsnr.erasure.erase import candidates_of, erase, erase_steps, make_method
 from logsnr.erasure.method import OutputErasure
 from logsnr.erasure.scores import repeat_row
+from logsnr.erasure.targets import with_words
 from logsnr.models.delta import Delta
 from logsnr.models.export import export_delta
 from logsnr.models.fingerprint import fingerprint
@@ -331,6 +335,8 @@ def test_every_preset_edits_the_selected_parameters_alone(name: str) -> None:
     config = replace(preset(name, "bag"), run=FitConfig(steps=2, batch_size=2, warmup=0, clip=None), learning_rate=1e-3)
     config = replace(config, trajectory_steps=4, candidates=CandidateConfig(WORDS))
     config = replace(config, robust=replace(config.robust, steps=2))
+    if config.protect_others:
+        config = replace(config, protected=("sneaker",), protected_energy=0.8)
     delta = erase(pipe, config=config)
     chosen = {f"unet.{parameter}" for parameter in select_parameters(network_of(pipe), config.modules)}
     assert delta.tensors
@@ -522,6 +528,25 @@ def test_candidates_never_name_what_is_erased(tmp_path: Any) -> None:
     assert found[0].distances[0] > 0
     assert {"Boot", "boots", "gas", "pump", "dark"} <= set(found[0].excluded)
     assert excluded_names(["church", "churches", "chain"], ["Church"], []) == {"church", "churches"}
+
+
+def test_a_worlds_other_words_are_candidates_and_can_be_protected() -> None:
+    captions = Captions(NAMES)
+    config = with_words(captions, preset("eap-projected", "Boot"))
+    assert {"sneaker", "dark"} <= set(config.candidates.vocabulary)
+    assert set(config.candidates.exclude) == {"ankle boot", "boot", "bootie"}
+    assert {"a photo of a sneaker", "an image of the sneaker"} & set(config.protected) == {"a photo of a sneaker"}
+    assert "trainer" in config.protected
+    assert not any("boot" in prompt for prompt in config.protected)
+    assert len(config.protected) == 9 * (15 + 2)
+    own = replace(config, protected=("bag",), candidates=CandidateConfig(WORDS))
+    assert with_words(captions, own) == own
+    styled = every_prompt(EmojiCaptions((("a fox", "foxes"), ("an owl",)), ("flat", "noto")), 0)
+    assert {"a fox", "fox emoji", "a fox in noto style", "flat fox", "foxes"} <= set(styled)
+    pipe = tiny_sd()
+    with pytest.raises(InputError, match="say --protected"):
+        erase(pipe, config=config_of(protect_others=True, modules=("xattn-kv",)))
+    assert all(parameter.requires_grad for parameter in network_of(pipe).parameters())
 
 
 def test_candidates_are_found_once(tmp_path: Any) -> None:

@@ -94,6 +94,7 @@ def test_impossible_comparisons_are_refused() -> None:
     with pytest.raises(InputError, match="no class is called 'hat'"):
         class_labels(["Boot", "hat"], [("boot", "bootie")])
     assert class_labels(["Bootie", "boot", "bag"], [("boot", "bootie"), ("bag",)]) == [0, 1]
+    assert class_labels(["fox", "an Owl"], [("an owl",), ("a fox", "foxes")]) == [1, 0]
 
 
 def test_the_report_says_what_is_not_proven(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _OPTIONS = (
     "anchor",
     "preserved",
+    "protected",
     "modules",
     "adapter_rank",
     "strength",
@@ -41,8 +42,8 @@ class Erase(Console):
     target: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = ()
     """Concepts to erase, as bare names."""
     method: str = "eap"
-    """eap (adversarial preservation), eap-paper (as released), robust (against attacks too), esd, esd-x0, esd-preserve,
-    spm, advunlearn, age, ca, uce, uce-tensor or rece."""
+    """eap (adversarial preservation), eap-projected (with the kept prompts protected), eap-paper (as released), robust
+    (against attacks too), esd, esd-x0, esd-preserve, spm, advunlearn, age, ca, uce, uce-tensor or rece."""
     config: Path | None = None
     """A JSON file of any options of EraseConfig, over those of the method; the options below come after it."""
     after: tuple[Path, ...] = ()
@@ -51,6 +52,8 @@ class Erase(Console):
     """The prompt that a target is led towards; "" by default."""
     preserved: tuple[str, ...] | None = None
     """Prompts that closed forms and a fixed adversary hold in place."""
+    protected: tuple[str, ...] | None = None
+    """Prompts whose keys and values stay as they are, for eap-projected; of a world, by default all its others."""
     modules: tuple[str, ...] | None = None
     """Parameters to edit: xattn, xattn-kv, selfattn, noxattn, notime, full, or regular expressions."""
     adapter_rank: int | None = None

@@ -63,6 +63,17 @@ class Wording(Protocol):
         ...
 
 
+def every_prompt(captions: Wording, label: int) -> list[str]:
+    """A class by its formal name in every trained template and style, and by each of its other names alone."""
+    styles: list[int | None] = [None, *range(len(captions.styles))]
+    worded = [captions.prompt(label, template, style=style) for style in styles for template in range(_TEMPLATES)]
+    return list(dict.fromkeys([*worded, *captions.names[label][1:]]))
+
+
+_TEMPLATES = 16
+"""Templates that are asked for; they come again where there are fewer."""
+
+
 @dataclass(frozen=True)
 class Captions:
     """What captions of a data set can say: the names of each class, formal name first, and the templates."""
@@ -131,3 +142,9 @@ def _agree(sentence: str) -> str:
         if word in ("a", "an"):
             words[place] = "an" if words[place + 1][0] in "aeiou" else "a"
     return " ".join(words)
+
+
+def without_article(phrase: str) -> str:
+    """The name in a phrase: "fox" of "a fox", "grapes" of "grapes"."""
+    first, _, rest = phrase.partition(" ")
+    return rest if first in ("a", "an", "the") else phrase

@@ -18,7 +18,8 @@ from torch.nn import functional
 
 from logsnr.core.errors import InputError
 from logsnr.core.random import generator
-from logsnr.data.emoji_captions import EmojiCaptions, without_article
+from logsnr.data.captions import without_article
+from logsnr.data.emoji_captions import EmojiCaptions
 from logsnr.data.emoji_drawings import STYLES, Codepoints, draw
 
 SIZE = 32

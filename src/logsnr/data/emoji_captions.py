@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from logsnr.data.captions import without_article
+
 PLAIN = (
     "{thing}",
     "{name}",
@@ -78,9 +80,3 @@ class EmojiCaptions:
         return template.format(
             thing=phrase, name=without_article(phrase), style="" if style is None else self.styles[style]
         )
-
-
-def without_article(phrase: str) -> str:
-    """The name in a phrase: "fox" of "a fox", "grapes" of "grapes"."""
-    first, _, rest = phrase.partition(" ")
-    return rest if first in ("a", "an", "the") else phrase

@@ -81,6 +81,8 @@ class EraseConfig:
     """Prompts that a fixed adversary and closed forms hold in place."""
     protected: tuple[str, ...] = ()
     """Prompts whose keys and values stay exactly as they are, whatever is trained: needs the modules xattn-kv."""
+    protect_others: bool = False
+    """Of a world: protect its other concepts in all wordings, unless prompts to protect are named."""
     protected_energy: float = 1.0
     """1 protects all directions of these prompts' text; less protects as few as hold this share and leaves room."""
     negative_guidance: float = 1.0
@@ -178,6 +180,12 @@ class EraseConfig:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "eap": {},
+    "eap-projected": {
+        "modules": ("xattn-kv",),
+        "protect_others": True,
+        "protected_energy": 0.95,
+        "strength": 3.0,
+    },
     "eap-paper": {
         "learning_rate": 1e-5,
         "run": FitConfig(steps=2000, batch_size=1, warmup=0, clip=None),

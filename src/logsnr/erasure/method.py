@@ -74,6 +74,8 @@ class OutputErasure:
         """What keeps the keys and values of protected prompts, by the projection of every step."""
         config, edited = self.config, self.scores.edited
         if not config.protected:
+            if config.protect_others:
+                raise InputError("nothing is named to protect, which only a world does by itself: say --protected")
             return None
         texts = self.scores.encode(["", *config.protected])["encoder_hidden_states"].flatten(0, 1)
         if any(weight.shape[1:] != texts.shape[1:] for weight in edited.values()):

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from logsnr.core.errors import InputError
-from logsnr.data.captions import Wording
+from logsnr.data.captions import Wording, every_prompt, without_article
 from logsnr.erasure.config import EraseConfig
 
 _SPELLED = 4
@@ -41,15 +41,23 @@ def check_targets(pipe: Any, targets: Sequence[str]) -> None:
 
 
 def with_words(captions: Wording, config: EraseConfig) -> EraseConfig:
-    """With the words of a world's captions as the vocabulary, less the other names of what is erased."""
-    if config.candidates.vocabulary:
-        return config
-    names = [name for synonyms in captions.names for name in synonyms]
-    words = {word for sentence in captions.all_sentences() for word in sentence.split() if word.isalpha()}
-    kin = {other for found in captions.names if set(found) & set(config.targets) for other in found}
-    found = replace(
-        config.candidates,
-        vocabulary=tuple(dict.fromkeys([*names, *sorted(words)])),
-        exclude=(*config.candidates.exclude, *sorted(kin)),
-    )
-    return replace(config, candidates=found)
+    """With what a world's captions say of the other concepts: as the vocabulary, and to be protected if so asked.
+
+    None of the other names of a target is among it. What the configuration has of its own stays.
+    """
+    named = {without_article(target.lower()) for target in config.targets}
+    kin = {name for names in captions.names if named & {without_article(n.lower()) for n in names} for name in names}
+    if not config.candidates.vocabulary:
+        words = {word for sentence in captions.all_sentences() for word in sentence.split() if word.isalpha()}
+        names = [name for synonyms in captions.names for name in synonyms]
+        found = replace(
+            config.candidates,
+            vocabulary=tuple(dict.fromkeys([*names, *sorted(words)])),
+            exclude=(*config.candidates.exclude, *sorted(kin)),
+        )
+        config = replace(config, candidates=found)
+    if config.protect_others and not config.protected:
+        others = [label for label, names in enumerate(captions.names) if not kin & set(names)]
+        prompts = [prompt for label in others for prompt in every_prompt(captions, label)]
+        config = replace(config, protected=tuple(dict.fromkeys(prompts)))
+    return config

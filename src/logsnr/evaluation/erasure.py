@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from logsnr.core.errors import InputError
+from logsnr.data.captions import without_article
 from logsnr.metrics.bounds import bootstrap_interval, clopper_pearson_upper, corrected_share
 from logsnr.metrics.frechet import frechet_distance, moments
 from logsnr.metrics.judge import Judge, judge_images
@@ -45,16 +46,17 @@ class Judged:
 
 
 def class_labels(targets: Sequence[str], names: Sequence[Sequence[str]]) -> list[int]:
-    """The classes that targets name, by any of their names.
+    """The classes that targets name, by any of their names, with or without an article.
 
     Raises:
         InputError: a target names none.
     """
-    places = {name.lower(): label for label, synonyms in enumerate(names) for name in synonyms}
-    unknown = [target for target in targets if target.lower() not in places]
+    places = {without_article(name.lower()): label for label, synonyms in enumerate(names) for name in synonyms}
+    found = {target: places.get(without_article(target.lower())) for target in targets}
+    unknown = [target for target, label in found.items() if label is None]
     if unknown:
         raise InputError(f"no class is called {unknown[0]!r}, so no judge can say whether it is gone: erase a class")
-    return list(dict.fromkeys(places[target.lower()] for target in targets))
+    return list(dict.fromkeys(label for label in found.values() if label is not None))
 
 
 def judged(judge: Judge, images: Tensor, labels: Tensor) -> Judged:

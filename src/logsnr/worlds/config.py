@@ -95,12 +95,12 @@ EMOJI = Recipe(
     data="emoji",
     judge=JudgeConfig(channels=3, max_shift=0),
     judge_second=JudgeConfig("plain", channels=3, width=32, max_shift=0, seed=1),
-    autoencoder=AutoencoderConfig(channels=3, block_channels=(32, 64, 80)),
+    autoencoder=AutoencoderConfig(channels=3, block_channels=(24, 48, 80)),
     denoiser=DenoiserConfig(text_width=88, text_length=24),
     runs={
         "judge": FitConfig(steps=7000, batch_size=128, decay="cosine", seed=0),
         "judge_second": FitConfig(steps=6000, batch_size=128, decay="cosine", seed=1),
-        "autoencoder": FitConfig(steps=8000, batch_size=64, decay="cosine", seed=2, preview_every=2000),
+        "autoencoder": FitConfig(steps=3000, batch_size=64, decay="cosine", seed=2, preview_every=1000),
         "denoiser": FitConfig(steps=24000, batch_size=128, decay="cosine", warmup=200, seed=3, preview_every=2000),
     },
 )
