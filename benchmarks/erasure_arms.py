@@ -12,6 +12,7 @@ from torch import Tensor
 from logsnr.core.random import generator
 from logsnr.data.captions import Wording
 from logsnr.erasure.adversary import Gumbel
+from logsnr.erasure.candidates import text_distances
 from logsnr.erasure.config import CandidateConfig, EraseConfig, preset
 from logsnr.erasure.erase import erase, make_method
 from logsnr.erasure.method import OutputErasure
@@ -67,9 +68,12 @@ def task_of(captions: Wording, targets: Sequence[str], seed: int, *, informed: b
 
 
 def trained(
-    name: str, *, protect: bool = False, step: float = STEP, **changes: Any
+    name: str, *, protect: bool = False, nearest: bool = False, step: float = STEP, **changes: Any
 ) -> Callable[[Any, Task], Iterator[Snapshot]]:
-    """An arm that trains; its strengths are moments of one run. ``protect`` projects all that the task allows."""
+    """An arm that trains; its strengths are moments of one run.
+
+    ``protect`` projects all that the task allows, ``nearest`` preserves the kept name that is nearest to a target.
+    """
 
     def run(pipe: Any, task: Task) -> Iterator[Snapshot]:
         steps = SNAPSHOTS[-1]
@@ -77,6 +81,8 @@ def trained(
         fixed = {"strength": step * steps, "candidates": candidates}
         if protect:
             fixed["protected"] = task.protected
+        if nearest:
+            fixed["preserved"] = (task.kept[int(text_distances(pipe, task.targets, task.kept).amin(0).argmin())],)
         fit_config = FitConfig(steps=steps, batch_size=8, warmup=0, clip=None, seed=task.seed)
         method = make_method(pipe, replace(_config(name, task), **{**fixed, **changes}, run=fit_config))
         try:
@@ -160,6 +166,7 @@ ARMS: dict[str, Callable[[Any, Task], Iterator[Snapshot]]] = {
     "AdvUnlearn": trained("advunlearn"),
     "SPM": trained("spm"),
     "ESD, preserve": trained("esd-preserve"),
+    "ESD, preserve nearest": trained("esd-preserve", nearest=True),
     "AGE": trained("age"),
     "RECE": closed("rece", closed_form_tokens="all"),
     "noise": noise,

@@ -15,7 +15,9 @@ import erasure
 import erasure_arms
 import erasure_parts
 import erasure_report
-from erasure_report import Run, at_level, difference, kept_at, relative
+import erasure_runs
+import erasure_verdicts
+from erasure_runs import Run, at_level, difference, kept_at, relative
 
 from logsnr.data.captions import Captions
 from logsnr.data.fashion import NAMES
@@ -45,7 +47,7 @@ def test_relative_figures_leave_out_what_was_never_drawn() -> None:
 
 
 def test_a_paired_difference_has_its_interval(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(erasure_report, "RESAMPLES", 200)
+    monkeypatch.setattr(erasure_runs, "RESAMPLES", 200)
     gone = [0.5, 0.9, 1.0]
     matched = [
         (run_of("EAP", gone, [1, 0.95, 0.95], seed=s), run_of("ESD", gone, [1, 0.85, 0.85], seed=s)) for s in range(4)
@@ -82,7 +84,7 @@ def test_a_task_knows_of_kept_classes_what_it_may() -> None:
 
 def test_bits_come_back_as_hits() -> None:
     hits = torch.rand(50) < 0.5
-    found = erasure_report._hits(erasure._bits(hits))
+    found = erasure_runs._hits(erasure._bits(hits))
     assert found.shape == (10, 5)
     assert (found[3] == hits[3::10].float().numpy()).all()
 
@@ -126,3 +128,20 @@ def test_parts_beside_the_table_become_rows_and_headlines(tmp_path: Path) -> Non
     assert erasure_parts.memory(tmp_path) == ([], [])
     (tmp_path / "memory.json").write_text(json.dumps({"size": "full", "ratio": 0.55, "rows": [{"copies": 1}]}))
     assert erasure_parts.memory(tmp_path)[1][0]["met"]
+
+
+def test_hypotheses_have_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(erasure_runs, "RESAMPLES", 100)
+    gone, runs = [0.5, 0.94, 1.0], []
+    for seed in range(3):
+        for arm, kept in (("EAP", 0.9), ("ESD", 0.7), ("ESD + x0", 0.8), ("UCE, empty prompt", 0.95), ("CA", 0.9)):
+            runs.append(run_of(arm, gone, [1, kept, kept], seed=seed))
+    found = {row["hypothesis"]: row for row in erasure_verdicts.verdicts(runs)}
+    assert set(found) == {"H1", "H2", "H7"}  # the arms of the others were not run
+    assert found["H1"]["verdict"] == "not supported"  # above ESD, below UCE
+    assert [test["p"] < 0.05 for test in found["H1"]["tests"]][:2] == [True, False]
+    assert found["H2"]["p_holm"] >= found["H2"]["p"]
+    assert found["H7"]["share_of_the_gap"] == pytest.approx(0.5, abs=0.1)
+    better = [run for run in runs if run.arm != "UCE, empty prompt"]
+    better += [run_of("UCE, empty prompt", gone, [1, 0.6, 0.6], seed=seed) for seed in range(3)]
+    assert {row["hypothesis"]: row for row in erasure_verdicts.verdicts(better)}["H1"]["verdict"] == "supported"

@@ -113,14 +113,14 @@ def _stems(word: str) -> set[str]:
     return {lower, *(lower.removesuffix(ending) for ending in endings)}
 
 
-def text_distances(pipe: Pipeline, targets: Sequence[str], words: list[str], metric: str = "l2") -> Tensor:
+def text_distances(pipe: Pipeline, targets: Sequence[str], words: Sequence[str], metric: str = "l2") -> Tensor:
     """Distances (targets, words) between the texts of prompts, flattened: ``l2`` or ``cosine``."""
     # A long vocabulary in parts: only the distances of all words are held, not their embeddings.
     aims = _embed(pipe, targets)
     return torch.cat([_distances(aims, _embed(pipe, part), metric) for part in _parts(words)], 1)
 
 
-def _parts(words: list[str], size: int = 500) -> list[list[str]]:
+def _parts(words: Sequence[str], size: int = 500) -> list[Sequence[str]]:
     return [words[first : first + size] for first in range(0, len(words), size)]
 
 
