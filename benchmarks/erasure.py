@@ -14,6 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,17 +59,17 @@ class Bench:
         self.judges = {"look": self.world.judge(), "test": self.world.judge(second=True)}
         self.before: dict[str, Judged] = {}
 
-    def images(self, what: str) -> tuple[Tensor, Tensor]:
+    def images(self, what: str, sampling: SampleConfig = SAMPLING) -> tuple[Tensor, Tensor]:
         """Images and the classes asked for, of the look or of the test."""
         place = ("look", "test").index(what)
         count, seed = COUNTS[self.world.name][place], (LOOK_SEED, TEST_SEED)[place]
         prompts, labels = self.world.source.ask(count, held_out=what == "test")
-        made = logsnr.sample(self.pipe, prompts, seeds=range(seed, seed + count), config=SAMPLING, batch_size=100)
+        made = logsnr.sample(self.pipe, prompts, seeds=range(seed, seed + count), config=sampling, batch_size=100)
         return made.images, labels
 
-    def judged(self, what: str) -> Judged:
+    def judged(self, what: str, sampling: SampleConfig = SAMPLING) -> Judged:
         judge: Judge = self.judges[what]
-        return judged(judge, *self.images(what))
+        return judged(judge, *self.images(what, sampling))
 
     def measure(self, snapshot: Snapshot, targets: Sequence[str], what: str) -> dict[str, Any]:
         """The figures of an edit; the network comes back as it was."""
@@ -79,7 +80,8 @@ class Bench:
         with torch.no_grad():
             for name, value in snapshot.tensors.items():
                 own[name].copy_(value)
-            after = self.judged(what)
+            scale = SAMPLING.guidance_scale if snapshot.guidance is None else snapshot.guidance
+            after = self.judged(what, replace(SAMPLING, negative=snapshot.negative, guidance_scale=scale))
             for name, value in old.items():
                 own[name].copy_(value)
         names = self.world.captions.names

@@ -31,11 +31,13 @@ SCALES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 @dataclass(frozen=True)
 class Snapshot:
-    """An edit at one strength: the changed parameters, and what it took."""
+    """An edit at one strength: the changed parameters, and what it took; or a negative prompt at a guidance scale."""
 
     strength: float
     tensors: dict[str, Tensor]
     evaluation_equivalents: int
+    negative: str = ""
+    guidance: float | None = None
     more: dict[str, Any] = field(default_factory=dict)
 
 
@@ -148,6 +150,12 @@ def noise(pipe: Any, task: Task) -> Iterator[Snapshot]:
         yield Snapshot(share, {name: value + share * size * change[name] for name, value in chosen.items()}, 0)
 
 
+def negative(pipe: Any, task: Task) -> Iterator[Snapshot]:
+    """No edit: images are sampled with the targets as the negative prompt, at rising guidance."""
+    for scale in (1.5, 2.0, 3.0, 5.0, 7.5):
+        yield Snapshot(scale, {}, 0, negative=", ".join(task.targets), guidance=scale)
+
+
 ARMS: dict[str, Callable[[Any, Task], Iterator[Snapshot]]] = {
     "EAP": trained("eap"),
     "ESD": trained("esd"),
@@ -169,6 +177,7 @@ ARMS: dict[str, Callable[[Any, Task], Iterator[Snapshot]]] = {
     "ESD, preserve nearest": trained("esd-preserve", nearest=True),
     "AGE": trained("age"),
     "RECE": closed("rece", closed_form_tokens="all"),
+    "negative prompt": negative,
     "noise": noise,
 }
 MAIN = ("EAP, projected", "EAP", "ESD", "ESD + x0", "UCE", "CA")
