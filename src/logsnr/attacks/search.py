@@ -21,6 +21,7 @@ from logsnr.attacks.tokens import (
     project_simplex,
     spell,
     token_embeddings,
+    typed_tokens,
 )
 from logsnr.core.random import generator
 from logsnr.models.denoiser import Tree
@@ -81,8 +82,9 @@ class PrefixSearch:
 
     def __init__(self, attacker: Attacker):
         self.attacker, self.pipe, config = attacker, attacker.sought.pipe, attacker.config
-        self.embeddings, self.draws = token_embeddings(self.pipe), generator(config.seed, config.attack)
-        shape = (attacker.num_tokens(3), len(self.embeddings))
+        self.tokens = typed_tokens(self.pipe)
+        self.embeddings = token_embeddings(self.pipe)[self.tokens]
+        self.draws, shape = generator(config.seed, config.attack), (attacker.num_tokens(3), len(self.tokens))
         rows = range(len(attacker.sought.references))
         self.points = [nn.Parameter(project_simplex(torch.rand(shape, generator=self.draws))) for _ in rows]
         self.optimizers = [torch.optim.AdamW([point], lr=_SIMPLEX_RATE, weight_decay=_DECAY) for point in self.points]
@@ -99,7 +101,8 @@ class PrefixSearch:
         return encode_points(self.pipe, self.attacker.prompt(row), hardened(self.points[row]) @ self.embeddings)
 
     def prompt(self, row: int) -> str:
-        return f"{spell(self.pipe, self.points[row].argmax(1).tolist())} {self.attacker.prompt(row)}"
+        tokens = self.tokens[self.points[row].argmax(1).cpu()]
+        return f"{spell(self.pipe, tokens.tolist())} {self.attacker.prompt(row)}"
 
 
 class ImitationSearch:
@@ -110,7 +113,8 @@ class ImitationSearch:
 
     def __init__(self, attacker: Attacker, between: int):
         self.attacker, self.pipe, config = attacker, attacker.sought.pipe, attacker.config
-        self.between, self.embeddings = between, token_embeddings(self.pipe)
+        self.between, self.tokens = between, typed_tokens(self.pipe)
+        self.embeddings = token_embeddings(self.pipe)[self.tokens]
         self.draws, spread = generator(config.seed, config.attack), float(self.embeddings.std())
         rows, width = range(len(attacker.sought.references)), self.embeddings.shape[1]
         lengths = [self._length(row) for row in rows]
@@ -139,8 +143,9 @@ class ImitationSearch:
         return self.attacker.prompt(row) if self.between else ""
 
     def prompt(self, row: int) -> str:
-        tokens = spell(self.pipe, nearest_tokens(self.points[row], self.embeddings).tolist())
-        return f"{self._words(row)} with {tokens}" if self.between else tokens
+        tokens = self.tokens[nearest_tokens(self.points[row], self.embeddings).cpu()]
+        spelled = spell(self.pipe, tokens.tolist())
+        return f"{self._words(row)} with {spelled}" if self.between else spelled
 
 
 class GeneticSearch:
@@ -152,7 +157,8 @@ class GeneticSearch:
     def __init__(self, attacker: Attacker):
         self.attacker, self.pipe, config = attacker, attacker.sought.pipe, attacker.config
         self.draws = generator(config.seed, config.attack)
-        self.size, self.vocabulary = attacker.num_tokens(16), len(token_embeddings(self.pipe)) - 2
+        token_embeddings(self.pipe)  # refuses what has no such encoder
+        self.size, self.tokens = attacker.num_tokens(16), typed_tokens(self.pipe)
         concept = attacker.known[_TEXT].mean(0) - attacker.encode(attacker.sought.without)[_TEXT].mean(0)
         self.aims = attacker.known[_TEXT] + config.concept_scale * concept
         self.people: dict[int, Tensor] = {}
@@ -163,7 +169,7 @@ class GeneticSearch:
         aim, shape = row % len(self.aims), (self.attacker.config.population, self.size)
         if (aim, time) in self.done:
             return
-        people = self.people.get(aim, torch.randint(self.vocabulary, shape, generator=self.draws))
+        people = self.people[aim] if aim in self.people else self._draw(shape)
         for _ in range(self.attacker.config.iterations):
             people = self._next(people, self.aims[aim])
         self.people[aim] = people
@@ -180,8 +186,12 @@ class GeneticSearch:
         children = torch.where(torch.arange(self.size) < cuts, first, second)
         changed = torch.randint(self.size, (count, 1), generator=self.draws)
         changed[torch.rand((count, 1), generator=self.draws) >= _MUTATION] = self.size
-        drawn = torch.randint(self.vocabulary, (count, 1), generator=self.draws)
-        return torch.cat([parents, torch.where(torch.arange(self.size) == changed, drawn, children)])
+        mutated = torch.where(torch.arange(self.size) == changed, self._draw((count, 1)), children)
+        return torch.cat([parents, mutated])
+
+    def _draw(self, shape: tuple[int, int]) -> Tensor:
+        """Random tokens."""
+        return self.tokens[torch.randint(len(self.tokens), shape, generator=self.draws)]
 
     @torch.no_grad()
     def _texts(self, people: Tensor) -> Tensor:

@@ -28,6 +28,13 @@ def token_embeddings(pipe: Pipeline) -> Tensor:
     return pipe.text_encoder.get_input_embeddings().weight.detach()
 
 
+def typed_tokens(pipe: Any) -> Tensor:
+    """The tokens that a person can write: all but those that start, end and pad a text."""
+    special = torch.tensor(pipe.tokenizer.all_special_ids)
+    places = torch.arange(len(pipe.text_encoder.get_input_embeddings().weight))
+    return places[~torch.isin(places, special)]
+
+
 def window(pipe: Any) -> int:
     """How many tokens a prompt may have."""
     return pipe.tokenizer.model_max_length - 2  # its start and its end

@@ -2,7 +2,7 @@
 
 A concept's damage is the distance between images of the same prompt and seed before and after, in a judge's features,
 over the distance between two images of that prompt before; so prompts that name no class, the empty one among them,
-have their place too. 1 is an image of which only the subject is left, 0 an image that did not change.
+have their place too. At 0 nothing changed; at 1 an image moved as far as two images of its prompt are apart.
 """
 
 from __future__ import annotations

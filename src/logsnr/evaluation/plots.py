@@ -84,7 +84,7 @@ def plot_attack(values: dict[str, Any]) -> Image.Image:
     return picture(figure)
 
 
-def plot_atlas(values: dict[str, Any], labelled: int = 24) -> Image.Image:
+def plot_atlas(values: dict[str, Any], labelled: int = 12) -> Image.Image:
     """How much each concept was hurt over its text distance to what was erased; those most hurt have their names."""
     figure, axes = plt.subplots(figsize=(8, 4.5))
     for erased, colour, name in ((False, _INK, "kept"), (True, _SECOND, "erased")):
@@ -94,7 +94,7 @@ def plot_atlas(values: dict[str, Any], labelled: int = 24) -> Image.Image:
     for row in values["concepts"][:labelled]:
         place = (row["text_distance"], row["damage"])
         axes.annotate(row["concept"] or "(empty)", place, xytext=(4, 2), textcoords="offset points", fontsize=7)
-    axes.set(xlabel="text distance to the nearest target", ylabel="damage")
+    axes.set(xlabel="text distance to the nearest target", ylabel="damage", yscale="log")
     axes.set_title(f"rank correlation among the kept: {values['spearman']:.2f}")
     axes.legend(frameon=False)
     return picture(figure)
