@@ -95,7 +95,7 @@ def brackets(looks: Sequence[dict[str, Any]]) -> list[int]:
     """The places of the strengths around each level; the last one alone where a level is not reached."""
     found: set[int] = set()
     for level in LEVELS:
-        above = next((place for place, row in enumerate(looks) if row["relative_esr1"] >= level), None)
+        above = next((place for place, row in enumerate(looks) if (row["relative_esr1"] or 0) >= level), None)
         found |= {len(looks) - 1} if above is None else {max(above - 1, 0), above}
     return sorted(found)
 

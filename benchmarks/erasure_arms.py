@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from logsnr.core.random import generator
-from logsnr.data.captions import Wording
+from logsnr.data.captions import Wording, every_prompt
 from logsnr.erasure.adversary import Gumbel
 from logsnr.erasure.candidates import text_distances
 from logsnr.erasure.config import CandidateConfig, EraseConfig, preset
@@ -43,19 +43,19 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Task:
-    """What is erased and what may be held: where the kept classes are known, their names too, else no word of them."""
+    """What is erased and what may be held: where the kept classes are known, their names too, else no word of them.
+
+    ``words`` are the candidates of adversaries; ``prompts`` are what others preserve or protect, the words and, where
+    they are known, the kept classes in every trained wording.
+    """
 
     targets: tuple[str, ...]
     kept: tuple[str, ...]
     words: tuple[str, ...]
     kin: tuple[str, ...]
     templates: tuple[str, ...]
+    prompts: tuple[str, ...]
     seed: int
-
-    @property
-    def protected(self) -> tuple[str, ...]:
-        """The kept names in every trained template; without knowledge of them, the words alone."""
-        return tuple(t.replace("{}", name) for t in self.templates for name in self.kept) or self.words
 
 
 def task_of(captions: Wording, targets: Sequence[str], seed: int, *, informed: bool) -> Task:
@@ -65,8 +65,20 @@ def task_of(captions: Wording, targets: Sequence[str], seed: int, *, informed: b
     parts = {part for name in names for part in name.split()}
     words = sorted({w for s in captions.all_sentences() for w in s.split() if w.isalpha() and w not in parts})
     kept = tuple(name for name in names if name not in kin) if informed else ()
-    templates = [captions.prompt(0, place).replace(captions.names[0][0], "{}") for place in range(15)]
-    return Task(tuple(targets), kept, (*kept, *words), kin, tuple(dict.fromkeys(templates)), seed)
+    labels = [label for label, synonyms in enumerate(captions.names) if not set(synonyms) & set(kin)]
+    worded = [prompt for label in labels for prompt in every_prompt(captions, label)] if informed else []
+    templates = [
+        captions.prompt(label, t).replace(captions.names[label][0], "{}") for label in labels for t in range(15)
+    ]
+    return Task(
+        tuple(targets),
+        kept,
+        (*kept, *words),
+        kin,
+        tuple(dict.fromkeys(t for t in templates if t.count("{}") == 1)),
+        tuple(dict.fromkeys([*kept, *words, *worded])),
+        seed,
+    )
 
 
 def trained(
@@ -82,9 +94,10 @@ def trained(
         candidates = CandidateConfig(task.words, sampler="all", exclude=task.kin)
         fixed = {"strength": step * steps, "candidates": candidates}
         if protect:
-            fixed["protected"] = task.protected
+            fixed["protected"] = task.prompts
         if nearest:
-            fixed["preserved"] = (task.kept[int(text_distances(pipe, task.targets, task.kept).amin(0).argmin())],)
+            known = task.kept or task.words
+            fixed["preserved"] = (known[int(text_distances(pipe, task.targets, known).amin(0).argmin())],)
         fit_config = FitConfig(steps=steps, batch_size=8, warmup=0, clip=None, seed=task.seed)
         method = make_method(pipe, replace(_config(name, task), **{**fixed, **changes}, run=fit_config))
         try:
@@ -134,7 +147,7 @@ def _config(name: str, task: Task) -> EraseConfig:
     """The preset on the task; closed forms preserve all that the task allows, and erase in every trained template."""
     config = preset(name, *task.targets)
     if config.method in ("uce", "rece"):
-        return replace(config, preserved=task.words, templates=task.templates)
+        return replace(config, preserved=task.prompts, templates=task.templates)
     return config
 
 
@@ -169,7 +182,7 @@ ARMS: dict[str, Callable[[Any, Task], Iterator[Snapshot]]] = {
     "EAP, fixed empty prompt": trained("eap", adversary="fixed", preserved=("",)),
     "EAP, as released": trained("eap", adversary_grad="edited", adversary_schedule="alternating"),
     "EAP, released scheme": trained("eap-paper", learning_rate=None),
-    "EAP, projected": trained("eap-projected", protect=True, step=0.05),
+    "EAP, projected": trained("eap-projected", protect=True, step=0.1),
     "EAP, robust": trained("robust"),
     "AdvUnlearn": trained("advunlearn"),
     "SPM": trained("spm"),

@@ -48,7 +48,7 @@ def erased(bench: Bench, arm: str, target: str, seed: int) -> Delta:
     config = preset(ARMS[arm], target)
     config = replace(config, candidates=CandidateConfig(task.words, sampler="all", exclude=task.kin))
     if config.method == "uce":
-        config = replace(config, preserved=task.words, templates=task.templates)
+        config = replace(config, preserved=task.prompts, templates=task.templates)
     return logsnr.erase(bench.pipe, config=replace(config, run=replace(config.run, seed=seed)))
 
 
@@ -79,6 +79,8 @@ def main() -> None:
     parser.add_argument("--attacks", nargs="+", default=list(ATTACKS), choices=ATTACKS)
     parser.add_argument("--tune", action="store_true")
     chosen = parser.parse_args()
+    if not chosen.tune and chosen.attacks != list(ATTACKS):
+        parser.error("a part that is kept has all attacks: choose some with --tune only")
     bench: Bench | None = None
     for target in chosen.targets or (TUNED if chosen.tune else TARGETS):
         for arm in chosen.arms:

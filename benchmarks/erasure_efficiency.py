@@ -67,7 +67,7 @@ def closed_form() -> dict[str, Any]:
     """UCE's seconds on the same targets, everything included."""
     pipe, task = logsnr.load("fashion"), task_of(load_world("fashion").captions, TARGETS, SEED, informed=True)
     start = time.perf_counter()
-    logsnr.erase(pipe, config=replace(preset("uce-tensor", *TARGETS), preserved=task.words))
+    logsnr.erase(pipe, config=replace(preset("uce-tensor", *TARGETS), preserved=task.prompts, templates=task.templates))
     return {"scheme": "UCE", "seconds": time.perf_counter() - start}
 
 

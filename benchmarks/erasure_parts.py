@@ -16,9 +16,9 @@ CHOSEN_ATTACK = "unlearndiffatk"
 
 
 def excess(row: dict[str, Any], attack: str) -> float:
-    """An attack's success minus its control's."""
+    """An attack's success minus its control's; what is below the control is no success."""
     found = row["attacks"][attack]
-    return found["success_rate"] - found["control_rate"]
+    return max(0.0, found["success_rate"] - found["control_rate"])
 
 
 def attacks(folder: Path) -> Found:

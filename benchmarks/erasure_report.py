@@ -61,14 +61,21 @@ def paired(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], list[dict[str, An
             matched = pairs(runs, first, second, regime)
             if not matched:
                 continue
-            value, low, high = difference(matched, lambda run, images: 100 * kept_at(run, 0.95, images))
+            value, low, high = difference(matched, lambda run, drawn: 100 * kept_at(run, 0.95, drawn))
             rows.append(
-                {"difference": f"{first} - {second}", "regime": regime, "runs": len(matched)}
+                {"difference": f"{first} - {second}", "regime": regime, "runs": len(matched), **reached(matched)}
                 | {"value": value, "low": low, "high": high}
             )
             if (first, regime) == (OURS[0], "informed"):
                 headlines.append(headline(name, low if name.endswith("low") else value, goal, ">=", (low, high)))
     return rows, headlines
+
+
+def reached(matched: Sequence[tuple[Run, Run]]) -> dict[str, int]:
+    """How many runs of the first and of the second reach the level; the difference is over those where both do."""
+    finite = np.isfinite([[kept_at(run, 0.95) for run in pair] for pair in matched])
+    first, second = finite.sum(0).tolist()
+    return {"first_reached": first, "second_reached": second, "both_reached": int(finite.all(1).sum())}
 
 
 def of_ours(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -111,7 +118,7 @@ def main() -> None:
         "images": f"{COUNTS['fashion'][1]} of held-out templates, the same seeds before and after",
         "evaluations": SAMPLING.steps,
         "at_level": "relative PSR, interpolated between the tests that bracket a relative ESR",
-        "intervals": f"95 %, {RESAMPLES} resamples of runs and of images within classes, paired",
+        "intervals": f"95 %, {RESAMPLES} resamples of splits, seeds, classes and images, paired",
         "hypotheses": "benchmarks/erasure_hypotheses.md",
     }
     write_result("erasure", protocol, [*table(runs), *rows], headlines)

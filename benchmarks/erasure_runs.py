@@ -12,7 +12,7 @@ from erasure import CLASSES
 from numpy.typing import NDArray
 from record import RESULTS
 
-RESAMPLES = 2000
+RESAMPLES = 10_000
 KNOWN = 0.8
 Array = NDArray[np.float64]
 
@@ -48,13 +48,30 @@ def _hits(bits: str) -> Array:
     return np.array([int(bit) for bit in bits], dtype=float).reshape(-1, len(CLASSES)).T
 
 
-def relative(after: Array, before: Array, erased: Sequence[int]) -> tuple[Array, Array, Array]:
-    """Relative ESR, relative PSR and the worst kept class, each (..., tests), from shares (..., tests, classes)."""
-    known = before >= KNOWN
-    share = np.where(known, after / np.maximum(before, 1e-9), np.nan)
-    gone = np.zeros(len(CLASSES), dtype=bool)
-    gone[list(erased)] = True
-    return 1 - np.nanmean(share[..., gone], -1), np.nanmean(share[..., ~gone], -1), np.nanmin(share[..., ~gone], -1)
+@dataclass(frozen=True)
+class Drawn:
+    """One resample: for every class which of its images, and which of the erased and of the kept classes."""
+
+    images: NDArray[np.int64]
+    erased: NDArray[np.int64]
+    kept: NDArray[np.int64]
+
+
+def relative(
+    after: Array, before: Array, erased: Sequence[int], drawn: Drawn | None = None
+) -> tuple[Array, Array, Array]:
+    """Relative ESR, relative PSR and the worst kept class, each (tests,), from hits (tests, classes, images).
+
+    A class that the model drew too seldom before has no part. The worst kept class is one of all, drawn or not.
+    """
+    if drawn is not None:
+        after = np.take_along_axis(after, drawn.images[None], 2)
+        before = np.take_along_axis(before, drawn.images, 1)
+    before = before.mean(1)
+    share = np.where(before >= KNOWN, after.mean(2) / np.maximum(before, 1e-9), np.nan)
+    gone, rest = list(erased), [place for place in range(len(CLASSES)) if place not in erased]
+    chosen = (gone, rest) if drawn is None else (drawn.erased, drawn.kept)
+    return 1 - np.nanmean(share[:, chosen[0]], 1), np.nanmean(share[:, chosen[1]], 1), np.nanmin(share[:, rest], 1)
 
 
 def at_level(erased: Array, kept: Array, level: float) -> float:
@@ -69,39 +86,43 @@ def at_level(erased: Array, kept: Array, level: float) -> float:
     return float(kept[place - 1] + share * (kept[place] - kept[place - 1]))
 
 
-def kept_at(run: Run, level: float, images: NDArray[np.int64] | None = None, *, worst: bool = False) -> float:
-    """Relative PSR of a run at matched erasure; ``images`` (classes, n) are those that a resample drew."""
-    after, before = run.after, run.before
-    if images is not None:
-        after = np.take_along_axis(after, images[None], 2)
-        before = np.take_along_axis(before, images, 1)
-    figures = relative(after.mean(2), before.mean(1), run.erased)
+def kept_at(run: Run, level: float, drawn: Drawn | None = None, *, worst: bool = False) -> float:
+    """Relative PSR of a run at matched erasure, as it is or in a resample."""
+    figures = relative(run.after, run.before, run.erased, drawn)
     return at_level(figures[0], figures[2 if worst else 1], level)
 
 
-def resampled(
-    runs: Sequence[tuple[Run, Run]], measure: Callable[[Run, NDArray[np.int64] | None], float]
-) -> tuple[float, Array]:
-    """The mean paired difference over runs, and its draws, by resampling runs, and images within classes."""
-    draws = np.random.default_rng(0)
-    count = runs[0][0].before.shape[1]
+def resampled(runs: Sequence[tuple[Run, Run]], measure: Callable[[Run, Drawn | None], float]) -> tuple[float, Array]:
+    """The mean paired difference over runs, and its draws: of splits, of seeds within each, of classes and images.
 
-    def mean(chosen: Sequence[tuple[Run, Run]], *, resample: bool) -> float:
-        values = []
-        for first, second in chosen:
-            images = draws.integers(count, size=(len(CLASSES), count)) if resample else None
-            values.append(measure(first, images) - measure(second, images))
+    All runs of a draw have the same images, as they were sampled from the same prompts and seeds.
+    """
+    draws = np.random.default_rng(0)
+    by_split: dict[str, list[tuple[Run, Run]]] = {}
+    for pair in runs:
+        by_split.setdefault(pair[0].split, []).append(pair)
+    splits, count = list(by_split.values()), runs[0][0].before.shape[1]
+
+    def mean(values: Sequence[float]) -> float:
         return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
 
-    found = [
-        mean([runs[place] for place in draws.integers(len(runs), size=len(runs))], resample=True)
-        for _ in range(RESAMPLES)
-    ]
-    return mean(runs, resample=False), np.array(found)
+    def one_draw() -> float:
+        images, values = draws.integers(count, size=(len(CLASSES), count)), []
+        for split in draws.integers(len(splits), size=len(splits)):
+            gone = np.array(splits[split][0][0].erased)
+            rest = np.array([place for place in range(len(CLASSES)) if place not in gone])
+            drawn = Drawn(images, draws.choice(gone, len(gone)), draws.choice(rest, len(rest)))
+            for place in draws.integers(len(splits[split]), size=len(splits[split])):
+                first, second = splits[split][place]
+                values.append(measure(first, drawn) - measure(second, drawn))
+        return mean(values)
+
+    found = [one_draw() for _ in range(RESAMPLES)]
+    return mean([measure(a, None) - measure(b, None) for a, b in runs]), np.array(found)
 
 
 def difference(
-    runs: Sequence[tuple[Run, Run]], measure: Callable[[Run, NDArray[np.int64] | None], float]
+    runs: Sequence[tuple[Run, Run]], measure: Callable[[Run, Drawn | None], float]
 ) -> tuple[float, float, float]:
     """The mean paired difference with its 95 % interval."""
     value, draws = resampled(runs, measure)
@@ -119,5 +140,5 @@ def pairs(runs: Sequence[Run], first: str, second: str, regime: str) -> list[tup
 
 def figure_at(run: Run, name: str, level: float) -> float:
     """A figure of the tests at matched erasure."""
-    erased = relative(run.after.mean(2), run.before.mean(1), run.erased)[0]
+    erased = relative(run.after, run.before, run.erased)[0]
     return at_level(erased, np.array([test[name] for test in run.row["tests"]], dtype=float), level)

@@ -170,14 +170,18 @@ def test_a_genetic_search_comes_nearer_without_the_network() -> None:
     assert again.shape == search.text(0)["encoder_hidden_states"].shape
 
 
-@pytest.mark.parametrize("name", ["p4d-n", "p4d-k", "ring-a-bell"])
-def test_every_search_reports_its_prompts(name: Any) -> None:
+@pytest.mark.parametrize("name", ["unlearndiffatk", "p4d-n", "p4d-k", "ring-a-bell"])
+def test_every_search_reports_its_prompts_and_leaves_no_gradient(name: Any) -> None:
     edited, original = tiny_sd(), tiny_sd(seed=1)
+    flags = [weight.requires_grad for weight in edited.text_encoder.parameters()]
     config = replace(CONFIG, attack=name, rounds=2, iterations=1, population=4)
     found = attack(sought(edited), sought(original, 1), lambda images: torch.tensor([False]), config)
     assert found.curve == [(0.0, 0.0), (1.0, 0.0), (2.0, 0.0)]
     assert len(found.prompts) == 2
     assert len(set(found.prompts)) == 2
+    for pipe in (edited, original):
+        assert all(weight.grad is None for part in (pipe.unet, pipe.text_encoder) for weight in part.parameters())
+    assert [weight.requires_grad for weight in edited.text_encoder.parameters()] == flags
 
 
 def test_points_are_projected_on_the_simplex() -> None:
@@ -185,6 +189,8 @@ def test_points_are_projected_on_the_simplex() -> None:
     expected = torch.tensor([[0.4, 0.3, 0.3], [1.0, 0.0, 0.0], [1 / 3, 1 / 3, 1 / 3], [1.0, 0.0, 0.0]])
     torch.testing.assert_close(project_simplex(points), expected)
     point = torch.rand(2, 5, requires_grad=True)
+    rare = torch.tensor([[0.2, 0.8]]).expand(4000, 2)
+    torch.testing.assert_close(hardened(rare, torch.Generator().manual_seed(0)).mean(0), rare[0], atol=0.03, rtol=0)
     (hardened(point) @ torch.arange(5.0)).sum().backward()
     torch.testing.assert_close(point.grad, torch.arange(5.0).expand(2, 5))
     assert (hardened(point).sum(1) - 1).abs().max() < 1e-6

@@ -39,11 +39,16 @@ def test_what_is_kept_is_read_between_two_strengths() -> None:
 
 
 def test_relative_figures_leave_out_what_was_never_drawn() -> None:
-    after, before = np.array([[0.1, 0.6, 0.4] + [0.9] * 7]), np.array([1.0, 0.8, 0.5] + [1.0] * 7)
+    before = (np.array([1.0, 0.8, 0.5] + [1.0] * 7)[:, None] > np.arange(10) / 10 + 0.01).astype(float)
+    after = (np.array([0.1, 0.6, 0.4] + [0.9] * 7)[:, None] > np.arange(10) / 10 + 0.01).astype(float)[None]
     erased, kept, worst = relative(after, before, [0])
     assert erased[0] == pytest.approx(0.9)
     assert kept[0] == pytest.approx((0.75 + 7 * 0.9) / 8)
     assert worst[0] == pytest.approx(0.75)
+    drawn = erasure_runs.Drawn(np.zeros((10, 10), dtype=int), np.array([0]), np.array([1, 1, 1, 3, 3, 3, 3, 3, 3]))
+    assert relative(after, before, [0], drawn)[0][0] == pytest.approx(
+        0.0
+    )  # its first image alone, which still shows it
 
 
 def test_a_paired_difference_has_its_interval(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,12 +57,12 @@ def test_a_paired_difference_has_its_interval(monkeypatch: pytest.MonkeyPatch) -
     matched = [
         (run_of("EAP", gone, [1, 0.95, 0.95], seed=s), run_of("ESD", gone, [1, 0.85, 0.85], seed=s)) for s in range(4)
     ]
-    value, low, high = difference(matched, lambda run, images: kept_at(run, 0.95, images))
+    value, low, high = difference(matched, lambda run, drawn: kept_at(run, 0.95, drawn))
     assert low < value < high
     assert value == pytest.approx(0.1, abs=0.02)
     assert low > 0.05
     same = [(a, a) for a, _ in matched]
-    assert difference(same, lambda run, images: kept_at(run, 0.95, images)) == (0.0, 0.0, 0.0)
+    assert difference(same, lambda run, drawn: kept_at(run, 0.95, drawn)) == (0.0, 0.0, 0.0)
 
 
 def test_only_strengths_that_matter_are_tested() -> None:
@@ -74,6 +79,10 @@ def test_a_task_knows_of_kept_classes_what_it_may() -> None:
     assert "sneaker" in informed.words
     assert "sneaker" in informed.kept
     assert not {"ankle boot", "boot", "bootie"} & set(informed.words)
+    assert {"a photo of a sneaker", "trainer", "dark"} <= set(informed.prompts)
+    assert not any("boot" in prompt for prompt in informed.prompts)
+    assert blind.prompts == blind.words
+    assert "a photo of a {}" in informed.templates
     parts = {part for names in NAMES for name in names for part in name.split()}
     assert not parts & set(blind.words)
     assert {"photo", "dark"} <= set(blind.words)

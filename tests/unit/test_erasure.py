@@ -246,7 +246,8 @@ def test_a_text_is_found_that_still_reaches_the_target(text: Any) -> None:
     assert (errors[1][:2] < 0.9 * errors[0][:2]).all()
     torch.testing.assert_close(errors[1][2:], errors[0][2:])  # the other half of the rows keeps its names
     assert all(torch.equal(old, new) for old, new in zip(weights, scores.edited.values(), strict=True))
-    assert all(parameter.grad is None for parameter in scores.edited.values())
+    gathered = [*scores.network.parameters(), *scores.pipe.text_encoder.parameters()]
+    assert all(parameter.grad is None for parameter in gathered)
     assert scores.cost.forward["attack"] == 2 * (1 + 40)
     assert scores.cost.backward_input == 2 * 40
     again = method.reaching.search(x, level, rows)  # goes on from there
@@ -264,6 +265,23 @@ def test_a_prefix_of_a_known_word_reads_as_that_text() -> None:
     torch.testing.assert_close(
         read, method.scores.encode(["dark boot", "dark bag", "dark boot"])["encoder_hidden_states"]
     )
+
+
+def test_a_search_of_one_row_has_that_row() -> None:
+    method = method_of(tiny_sd(), config_of(robust=RobustConfig("embedding", steps=1, share=0.5)))
+    found = method.reaching.search(
+        torch.randn(1, *method.scores.shape), method.scores.levels.grid[1], torch.tensor([1])
+    )
+    assert len(found["encoder_hidden_states"]) == 1
+
+
+def test_gradients_from_before_do_not_enter_a_run() -> None:
+    pipe, deltas = tiny_sd(), []
+    for _ in range(2):
+        deltas.append(erase(pipe, config=config_of("bag", adversary="none")))
+        for parameter in network_of(pipe).parameters():
+            parameter.grad = torch.full_like(parameter, 1e3)
+    assert all(torch.equal(value, deltas[1].tensors[name]) for name, value in deltas[0].tensors.items())
 
 
 def test_the_search_starts_after_its_share_of_the_run() -> None:
@@ -450,7 +468,8 @@ def test_an_adapter_moves_weights_about_as_far_as_the_strength_says() -> None:
 def test_directions_are_as_long_as_the_target_and_seldom_near_it() -> None:
     aims = {"encoder_hidden_states": torch.tensor([[[3.0, 4.0]], [[0.0, 2.0]]]), "pooled": torch.ones(2, 1)}
     targets = torch.arange(2).repeat_interleave(4000)
-    drawn = Directions(aims).choose(targets, batch_of(rows=8000), None)
+    anchor = {"encoder_hidden_states": torch.zeros(1, 1, 2), "pooled": torch.full((1, 1), 7.0)}
+    drawn = Directions(aims, anchor).choose(targets, batch_of(rows=8000), None)
     text, aim = drawn["encoder_hidden_states"][:, 0], aims["encoder_hidden_states"][targets, 0]
     ratio = text.norm(dim=1) / aim.norm(dim=1)
     assert (ratio.min() > 0.799, ratio.max() < 1.201) == (True, True)
@@ -459,7 +478,7 @@ def test_directions_are_as_long_as_the_target_and_seldom_near_it() -> None:
     torch.testing.assert_close(
         near.mean(), torch.tensor(-math.pi / (4 * math.pi - 4)), atol=0.02, rtol=0
     )  # min(1, 1 - cos) on the circle
-    assert (drawn["pooled"] == 1).all()
+    assert (drawn["pooled"] == 7).all()
 
 
 def test_no_step_is_no_change() -> None:

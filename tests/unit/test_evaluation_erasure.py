@@ -56,6 +56,8 @@ def test_rates_are_corrected_for_the_judges_own_errors() -> None:
     real = saw(boot={1: 10}, bag={0: 30})  # 90 of 100 boots recognised, 30 of 300 others taken for boots
     rates = judge_rates(real)
     assert rates[0] == pytest.approx((0.9, 0.1))
+    few = torch.arange(0, 400, 10)  # ten of each class: 1 boot and 3 bags of forty are misread
+    assert judge_rates(real.rows(torch.isin(torch.arange(400), few)))[0] == pytest.approx((0.9, 0.1 / 6))
     found = erasure_figures(saw(), saw(boot={1: 80}), [0], NAMES, rates)
     assert found["per_concept"]["boot"]["accuracy_corrected"] == pytest.approx((0.2 - 0.1) / 0.8)
     assert found["per_concept"]["coat"]["accuracy_corrected"] == 1.0

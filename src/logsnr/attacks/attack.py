@@ -8,6 +8,7 @@ concept, over the attack's budget.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,7 +20,7 @@ from logsnr.attacks.config import AttackConfig
 from logsnr.attacks.search import GeneticSearch, ImitationSearch, PrefixSearch, search_prompts
 from logsnr.metrics.bounds import Interval, wilson
 from logsnr.models.denoiser import Tree, select_rows
-from logsnr.models.pipeline import network_of
+from logsnr.models.pipeline import Pipeline, network_of
 
 _TEXT = "encoder_hidden_states"
 
@@ -45,8 +46,9 @@ def attack(victim: Sought, control: Sought, shows: Shows, config: AttackConfig) 
 
     The pipelines come back as they were.
     """
-    runs = [Attacker(sought, control.pipe, shows, config) for sought in (victim, control)]
-    points, control_points = ([(at, hits.cpu()) for at, hits in _RUNS[config.attack](each)] for each in runs)
+    with _untouched(victim.pipe), _untouched(control.pipe):
+        runs = [Attacker(sought, control.pipe, shows, config) for sought in (victim, control)]
+        points, control_points = ([(at, hits.cpu()) for at, hits in _RUNS[config.attack](each)] for each in runs)
     best = max(points, key=lambda point: float(point[1].float().mean()))[1]
     curve, control_curve = _rates(points), _rates(control_points)
     return Attacked(
@@ -58,6 +60,20 @@ def attack(victim: Sought, control: Sought, shows: Shows, config: AttackConfig) 
         network_evaluations=sum(each.evaluations for each in runs),
         prompts=runs[0].prompts,
     )
+
+
+@contextmanager
+def _untouched(pipe: Pipeline) -> Iterator[None]:
+    """Inside the block no weight of the pipeline has or gathers a gradient; an attack that trains weights says so."""
+    modules = [module for module in pipe.components.values() if isinstance(module, nn.Module)]
+    flags = [(weight, weight.requires_grad) for module in modules for weight in module.parameters()]
+    for module in modules:
+        module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight, flag in flags:
+            weight.requires_grad_(flag)
 
 
 def _rates(points: Sequence[Point]) -> list[tuple[float, float]]:

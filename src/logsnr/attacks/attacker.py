@@ -117,7 +117,9 @@ class Attacker:
             output_of(self.denoiser.kind, Prediction(clean, noise), level),
         )
 
-    def imitation(self, clean: Tensor, texts: Tree, names: Tree, draws: torch.Generator, *, time: float) -> Tensor:
+    def imitation(
+        self, clean: Tensor, texts: Tree, names: Tree, draws: torch.Generator, *, time: float | None = None
+    ) -> Tensor:
         """Mean squared distance between the network's output under ``texts`` and the original's under ``names``."""
         noise, level = self._noise(clean, draws, time)
         with torch.no_grad():

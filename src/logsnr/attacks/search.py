@@ -78,7 +78,7 @@ def search_prompts(kind: Callable[[Attacker], Search], attacker: Attacker) -> It
 
 
 class PrefixSearch:
-    """UnlearnDiffAtk: points on the simplex over the vocabulary, of which the most likely token is read."""
+    """UnlearnDiffAtk: points on the simplex over the vocabulary, by which tokens are drawn, and the likeliest read."""
 
     def __init__(self, attacker: Attacker):
         self.attacker, self.pipe, config = attacker, attacker.sought.pipe, attacker.config
@@ -86,19 +86,24 @@ class PrefixSearch:
         self.embeddings = token_embeddings(self.pipe)[self.tokens]
         self.draws, shape = generator(config.seed, config.attack), (attacker.num_tokens(3), len(self.tokens))
         rows = range(len(attacker.sought.references))
-        self.points = [nn.Parameter(project_simplex(torch.rand(shape, generator=self.draws))) for _ in rows]
+        starts = [project_simplex(torch.rand(shape, generator=self.draws)) for _ in rows]
+        self.points = [nn.Parameter(start.to(self.embeddings)) for start in starts]
         self.optimizers = [torch.optim.AdamW([point], lr=_SIMPLEX_RATE, weight_decay=_DECAY) for point in self.points]
 
     def advance(self, row: int, time: float) -> None:
         reference = self.attacker.sought.references[row : row + 1]
         for _ in range(self.attacker.config.iterations):
             self.optimizers[row].zero_grad()
-            self.attacker.loss(reference, self.text(row), self.draws, time=time).backward()
+            self.attacker.loss(reference, self._read(row, self.draws), self.draws, time=time).backward()
             self.optimizers[row].step()
             self.points[row].data = project_simplex(self.points[row].data)
 
+    def _read(self, row: int, draws: torch.Generator | None) -> Tree:
+        tokens = hardened(self.points[row], draws)
+        return encode_points(self.pipe, self.attacker.prompt(row), tokens @ self.embeddings)
+
     def text(self, row: int) -> Tree:
-        return encode_points(self.pipe, self.attacker.prompt(row), hardened(self.points[row]) @ self.embeddings)
+        return self._read(row, None)
 
     def prompt(self, row: int) -> str:
         tokens = self.tokens[self.points[row].argmax(1).cpu()]
@@ -108,6 +113,7 @@ class PrefixSearch:
 class ImitationSearch:
     """P4D: points among the embeddings, of which the nearest token is read, with the gradient of the point.
 
+    Every step is at a random time of noise.
     ``between`` 0 is P4D-N, a prompt of these tokens alone; 2 is P4D-K, one token after every two words of the prompt.
     """
 
@@ -118,7 +124,8 @@ class ImitationSearch:
         self.draws, spread = generator(config.seed, config.attack), float(self.embeddings.std())
         rows, width = range(len(attacker.sought.references)), self.embeddings.shape[1]
         lengths = [self._length(row) for row in rows]
-        self.points = [nn.Parameter(spread * torch.randn((n, width), generator=self.draws)) for n in lengths]
+        starts = [spread * torch.randn((n, width), generator=self.draws) for n in lengths]
+        self.points = [nn.Parameter(start.to(self.embeddings)) for start in starts]
         rate = _POINT_RATE * spread
         self.optimizers = [torch.optim.AdamW([point], lr=rate, weight_decay=_DECAY) for point in self.points]
 
@@ -131,7 +138,7 @@ class ImitationSearch:
         reference, name = attacker.sought.references[row : row + 1], attacker.text(row)
         for _ in range(attacker.config.iterations):
             self.optimizers[row].zero_grad()
-            attacker.imitation(reference, self.text(row), name, self.draws, time=time).backward()
+            attacker.imitation(reference, self.text(row), name, self.draws).backward()
             self.optimizers[row].step()
 
     def text(self, row: int) -> Tree:
@@ -177,7 +184,7 @@ class GeneticSearch:
 
     def _next(self, people: Tensor, aim: Tensor) -> Tensor:
         """The better half of the people (population, length), best first, and as many children of theirs."""
-        order = (self._texts(people) - aim).square().flatten(1).sum(1).argsort()
+        order = (self._texts(people) - aim).square().flatten(1).sum(1).argsort().cpu()
         parents = people[order[: (len(people) + 1) // 2]]
         count = len(people) - len(parents)
         first, second = (parents[torch.randint(len(parents), (count,), generator=self.draws)] for _ in range(2))

@@ -78,9 +78,14 @@ def _hooked(module: nn.Module, hook: Any) -> Iterator[None]:
         handle.remove()
 
 
-def hardened(points: Tensor) -> Tensor:
-    """The most likely token of each place (length, tokens), with the gradient of the points on the simplex."""
-    drawn = functional.one_hot(points.argmax(1), points.shape[1]).to(points)
+def hardened(points: Tensor, draws: torch.Generator | None = None) -> Tensor:
+    """One token of each place (length, tokens), with the gradient of the points on the simplex.
+
+    The most likely one, or drawn with the chances that the points are.
+    """
+    chances = points.detach().cpu()
+    taken = chances.argmax(1) if draws is None else torch.multinomial(chances, 1, generator=draws)[:, 0]
+    drawn = functional.one_hot(taken, points.shape[1]).to(points)
     return drawn + points - points.detach()
 
 

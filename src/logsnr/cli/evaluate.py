@@ -183,7 +183,7 @@ def _judge_rates(world: World, judge: Judge) -> dict[int, tuple[float, float]]:
     from logsnr.evaluation.erasure import judge_rates, judged
 
     test = world.source.measuring()[1]
-    items = test.take(torch.arange(0, len(test), max(1, len(test) // _TESTED)))
+    items = test.take(torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:_TESTED])
     return judge_rates(judged(judge, items["image"], items["label"]))
 
 

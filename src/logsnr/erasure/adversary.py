@@ -76,7 +76,7 @@ class Exhaustive(Adversary):
 
     def __init__(self, texts: Tree, allowed: Tensor, *, every: int):
         super().__init__(texts, allowed)
-        self.every, self.found = every, {}
+        self.every = every
         self.age: dict[int, int] = {}
         self.found: dict[int, int] = {}
 
@@ -124,20 +124,22 @@ class Directions(Adversary):
     """Random directions about as long as a target's text, the rarer the nearer they point to it (SPM, 2312.16145).
 
     ``aims`` is the text of the targets. One of eight draws is taken: the first that its chance, 1 - cosine, lets pass.
+    All but the text itself, such as pooled text, is the ``anchor``'s. SPM's gate by likeness to a prompt is left out.
     """
 
-    def __init__(self, aims: Tree):
+    def __init__(self, aims: Tree, anchor: Tree):
         super().__init__(aims, torch.ones(len(aims[_TEXT]), 1, dtype=torch.bool))
+        self.anchor = anchor
 
     def choose(self, targets: Tensor, batch: Batch, search: Search) -> Tree:
-        aims = select_rows(self.texts, targets)
-        text = aims[_TEXT]
+        text = self.texts[_TEXT][targets]
         drawn = batch.normal(8, *text.shape[1:]).flatten(2)
         near = nn.functional.cosine_similarity(drawn, text.flatten(1)[:, None], dim=2)
         first = (batch.uniform(8) < 1 - near).long().argmax(1)
         taken = drawn[torch.arange(len(drawn)), first]
         length = text.flatten(1).norm(dim=1) * (0.8 + 0.4 * batch.uniform())
-        return {**aims, _TEXT: (taken * (length / taken.norm(dim=1))[:, None]).view_as(text)}
+        held = select_rows(self.anchor, torch.zeros_like(targets))
+        return {**held, _TEXT: (taken * (length / taken.norm(dim=1))[:, None]).view_as(text)}
 
 
 def mix_rows(tree: Tree, weights: Tensor) -> dict[str, Any]:

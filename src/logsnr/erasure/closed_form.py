@@ -93,7 +93,7 @@ def _solved(
             kept,
             ridge=config.closed_form_ridge,
             erase_scale=config.closed_form_scale,
-            keep_scale=config.preservation_weight,
+            keep_scale=_keep_scale(config),
         )
         for name, weight in weights.items()
     }
@@ -114,6 +114,13 @@ def _values(weight: Tensor, erased: Tensor, guides: Tensor, config: EraseConfig)
         return values
     old = nn.functional.normalize(erased @ weight.T, dim=1)
     return values - (values * old).sum(1, keepdim=True) * old
+
+
+def _keep_scale(config: EraseConfig) -> float:
+    """The weight of what is kept; where all tokens of many prompts are, less for each."""
+    if config.closed_form_tokens == "last" or not config.preserved:
+        return config.preservation_weight
+    return config.preservation_weight * max(0.1, 1 / len(config.preserved))
 
 
 def _pairs(pipe: Pipeline, config: EraseConfig) -> tuple[Tensor, Tensor]:

@@ -183,8 +183,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "eap-projected": {
         "modules": ("xattn-kv",),
         "protect_others": True,
-        "protected_energy": 0.95,
-        "strength": 3.0,
+        "protected_energy": 0.98,
+        "strength": 5.0,
+        "run": FitConfig(steps=60, batch_size=8, warmup=0, clip=None),
     },
     "eap-paper": {
         "learning_rate": 1e-5,
@@ -223,7 +224,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "ca": {"method": "ca", "adversary": "none", "modules": ("xattn-kv",), "loss_weighting": "epsilon"},
     "uce": {"method": "uce", "adversary": "none", "modules": ("xattn-kv",)},
     "uce-tensor": {"method": "uce", "adversary": "none", "modules": ("xattn-kv",), "closed_form_tokens": "all"},
-    "rece": {"method": "rece", "adversary": "none", "modules": ("xattn-kv",)},
+    "rece": {
+        "method": "rece",
+        "adversary": "none",
+        "modules": ("xattn-kv",),
+        "closed_form_ridge": 0.1,
+        "preservation_weight": 0.1,
+    },
 }
 """Options by the name of a preset; all others are as ``EraseConfig`` has them."""
 

@@ -58,7 +58,7 @@ class OutputErasure:
         if config.adversary == "pgd":
             return Continuous(self.anchor, len(config.targets), rate=config.adversary_lr)
         if config.adversary == "directions":
-            return Directions(self.texts)
+            return Directions(self.texts, self.anchor)
         lists = [found.names for found in self.candidates]
         if config.adversary == "fixed":
             lists = [config.preserved] * len(config.targets)
@@ -77,7 +77,9 @@ class OutputErasure:
             if config.protect_others:
                 raise InputError("nothing is named to protect, which only a world does by itself: say --protected")
             return None
-        texts = self.scores.encode(["", *config.protected])["encoder_hidden_states"].flatten(0, 1)
+        prompts = ["", *config.protected]
+        parts = [self.scores.encode(prompts[first : first + 500]) for first in range(0, len(prompts), 500)]
+        texts = torch.cat([part["encoder_hidden_states"].flatten(0, 1) for part in parts])
         if any(weight.shape[1:] != texts.shape[1:] for weight in edited.values()):
             raise InputError(
                 "protected prompts are kept exactly where text becomes keys and values, and more is selected: say "
@@ -215,7 +217,11 @@ class OutputErasure:
         config = self.config
         if config.learning_rate is not None:
             return config.learning_rate
-        return config.strength * self.scores.size / config.run.steps
+        most = config.strength * self.scores.size
+        if config.adapter_rank:  # most = rank x far x (spread + far), where both halves move as far as they can
+            spread = self.scores.spread
+            most = ((spread**2 + 4 * most / config.adapter_rank) ** 0.5 - spread) / 2
+        return most / config.run.steps
 
     def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         return torch.optim.Adam(groups)
@@ -275,7 +281,10 @@ class OutputErasure:
         place = sum(place * chance for place, chance in enumerate(levels.chances or normal(levels.weights)))
         own = self.adversary is not None and config.candidate_state == "own"
         scores = 3 + 2 * (self.adversary is not None)
-        return 2 * place * (1 + own) + scores
+        robust, sought = config.robust, 0.0
+        if self.reaching:
+            sought = robust.share * (1 + robust.steps) * (1 - robust.after)
+        return 2 * place * (1 + own) + scores + sought
 
     def export(self, folder: Path) -> None:
         write_delta(self.delta(), folder)

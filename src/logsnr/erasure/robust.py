@@ -38,15 +38,15 @@ class Reaching(nn.Module):
 
     def search(self, x: Tensor, told: Level, rows: Tensor) -> Tree:
         """The found texts for the targets of x, one a row, in the first rows; the names in the others."""
-        scores, count = self.scores, round(self.config.share * len(rows))
+        scores, count = self.scores, max(1, round(self.config.share * len(rows)))
         x, first = x[:count], rows[:count]
         optimizer = torch.optim.Adam([self.points], lr=self.rate)
         with scores.spending("attack"):
             with torch.no_grad():
                 aim = scores.output(scores.old, x, told, select_rows(self.texts, first))
             for _ in range(self.config.steps):
-                optimizer.zero_grad()
-                functional.mse_loss(scores.output(scores.still, x, told, self.read(first)), aim).backward()
+                loss = functional.mse_loss(scores.output(scores.still, x, told, self.read(first)), aim)
+                (self.points.grad,) = torch.autograd.grad(loss, [self.points])  # the text encoder gathers none
                 optimizer.step()
                 scores.cost.backward_input += count
         names = select_rows(self.texts, rows)

@@ -47,7 +47,8 @@ class Scores:
     """Outputs of the network as it is edited (``new``), as it was (``old``), and as edited but held fixed (``still``).
 
     Only the selected parameters are kept twice, and only they have gradients; ``before`` are their old values. With
-    adapters these are the adapters' parameters. ``size`` is what ``strength`` is a share of.
+    adapters these are the adapters' parameters. ``size`` is what ``strength`` is a share of, ``spread`` the size of the
+    half of the adapters that does not start at zero.
 
     Raises:
         InputError: the selection is empty, or a loss weight is infinite.
@@ -61,12 +62,13 @@ class Scores:
         plain = denoiser_of(pipe)
         self.levels = LevelDraw(plain.schedule, plain.kind, config)
         self.edited = select_parameters(self.network, config.modules)
-        self.size, self.adapted = root_mean_square(self.edited.values()), config.adapter_rank is not None
+        self.size, self.spread = root_mean_square(self.edited.values()), 0.0
+        self.adapted = config.adapter_rank is not None
         self._flags = {name: parameter.requires_grad for name, parameter in self.network.named_parameters()}
         if config.adapter_rank is not None:
             self.edited = attach_adapters(self.network, self.edited, config.adapter_rank, seed=config.run.seed)
-            self.size /= config.adapter_rank * root_mean_square(p for p in self.edited.values() if p.any())
-        self.network.requires_grad_(False)
+            self.spread = root_mean_square(value for value in self.edited.values() if value.any())
+        self.network.requires_grad_(False).zero_grad()
         for parameter in self.edited.values():
             parameter.requires_grad_(True)
         self.before = {name: parameter.detach().clone() for name, parameter in self.edited.items()}

@@ -21,6 +21,8 @@ from logsnr.metrics.judge import Judge, judge_images
 
 _KNOWN = 0.8
 """A concept enters the relative figures if the model drew it before the edit in at least this share of images."""
+_ENOUGH = 50
+"""Real images of a class by which a judge's rates on it are counted."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,18 @@ def judged(judge: Judge, images: Tensor, labels: Tensor) -> Judged:
 
 
 def judge_rates(real: Judged) -> dict[int, tuple[float, float]]:
-    """Of each class in real images: how often it is recognised, and how often it is seen in images of others."""
+    """Of each class in real images: how often it is recognised, and how often it is seen in images of others.
+
+    Where a class has few images, both are means over all classes.
+    """
     seen = real.logits.argmax(1)
+    right, num_classes = float((seen == real.labels).float().mean()), real.logits.shape[1]
     found = {}
     for label in real.labels.unique().tolist():
         mine = real.labels == label
-        found[label] = (float((seen[mine] == label).float().mean()), float((seen[~mine] == label).float().mean()))
+        found[label] = (right, (1 - right) / (num_classes - 1))
+        if mine.sum() >= _ENOUGH:
+            found[label] = (float((seen[mine] == label).float().mean()), float((seen[~mine] == label).float().mean()))
     return found
 
 

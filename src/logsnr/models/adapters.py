@@ -20,7 +20,7 @@ def attach_adapters(network: Any, names: Iterable[str], rank: int, *, seed: int 
     The network's outputs stay as they are, for adapters start at zero. ``detach_adapters`` takes them out.
 
     Raises:
-        InputError: none of the parameters is a matrix or a convolution.
+        InputError: none of the parameters is a matrix or a convolution, or the network has adapters already.
         MissingError: peft is not installed.
     """
     try:
@@ -29,6 +29,8 @@ def attach_adapters(network: Any, names: Iterable[str], rank: int, *, seed: int 
         raise MissingError(
             "adapters are trained by peft, which is not installed: pip install 'logsnr[lora]'"
         ) from error
+    if getattr(network, "peft_config", None):
+        raise InputError("the network has adapters already: merge or unload them before training others")
     modules = dict(network.named_modules())
     owners = [name.removesuffix(".weight") for name in names if name.endswith(".weight")]
     chosen = [owner for owner in owners if isinstance(modules[owner], nn.Linear | nn.Conv2d)]

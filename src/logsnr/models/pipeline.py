@@ -162,11 +162,12 @@ def encode_prompts(pipe: Pipeline, prompts: Sequence[str], *, negative: str = ""
     """Conditioning with one row per prompt; equal prompts go through the text encoder once."""
     unique = list(dict.fromkeys([*prompts, negative] if guided else prompts))
     tree = architecture_of(pipe).encode(pipe, unique)
-    rows = torch.tensor([unique.index(prompt) for prompt in prompts])
+    places = {prompt: place for place, prompt in enumerate(unique)}
+    rows = torch.tensor([places[prompt] for prompt in prompts])
     values = select_rows(tree, rows)
     if not guided:
         return Conditioning(values)
-    return Conditioning(values, select_rows(tree, torch.full((len(prompts),), unique.index(negative))))
+    return Conditioning(values, select_rows(tree, torch.full((len(prompts),), places[negative])))
 
 
 def latent_shape(pipe: Pipeline) -> tuple[int, int, int]:

@@ -86,6 +86,8 @@ class GradientProjectionMemory:
         return new.shape[1]
 
     def _new_directions(self, columns: Tensor, kept: Tensor) -> Tensor:
+        if columns.shape[1] > len(columns):  # as many columns as rows say the same
+            columns = torch.linalg.qr(columns.T, mode="r").R.T
         rest = columns
         for _ in range(2):  # once leaves rounding along what is kept
             rest = rest - kept @ (kept.T @ rest)
