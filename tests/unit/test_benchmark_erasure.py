@@ -46,9 +46,7 @@ def test_relative_figures_leave_out_what_was_never_drawn() -> None:
     assert kept[0] == pytest.approx((0.75 + 7 * 0.9) / 8)
     assert worst[0] == pytest.approx(0.75)
     drawn = erasure_runs.Drawn(np.zeros((10, 10), dtype=int), np.array([0]), np.array([1, 1, 1, 3, 3, 3, 3, 3, 3]))
-    assert relative(after, before, [0], drawn)[0][0] == pytest.approx(
-        0.0
-    )  # its first image alone, which still shows it
+    assert relative(after, before, [0], drawn)[0][0] == pytest.approx(0.0)  # its first image alone still shows it
 
 
 def test_a_paired_difference_has_its_interval(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +138,7 @@ def test_parts_beside_the_table_become_rows_and_headlines(tmp_path: Path) -> Non
 
 
 def test_hypotheses_have_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(erasure_runs, "RESAMPLES", 100)
+    monkeypatch.setattr(erasure_runs, "RESAMPLES", 400)
     gone, runs = [0.5, 0.94, 1.0], []
     for seed in range(3):
         for arm, kept in (("EAP", 0.9), ("ESD", 0.7), ("ESD + x0", 0.8), ("UCE, empty prompt", 0.95), ("CA", 0.9)):

@@ -24,7 +24,7 @@ from logsnr.erasure.config import PRESETS, CandidateConfig, EraseConfig, RobustC
 from logsnr.erasure.erase import candidates_of, erase, erase_steps, make_method
 from logsnr.erasure.method import OutputErasure
 from logsnr.erasure.scores import repeat_row
-from logsnr.erasure.targets import with_words
+from logsnr.erasure.targets import names_any, with_words
 from logsnr.models.delta import Delta
 from logsnr.models.export import export_delta
 from logsnr.models.fingerprint import fingerprint
@@ -558,6 +558,8 @@ def test_a_worlds_other_words_are_candidates_and_can_be_protected() -> None:
     assert "trainer" in config.protected
     assert not any("boot" in prompt for prompt in config.protected)
     assert len(config.protected) == 9 * (15 + 2)
+    assert names_any("a photo of a Bag", {"a bag"})
+    assert not names_any("a handbag", {"bag"})
     own = replace(config, protected=("bag",), candidates=CandidateConfig(WORDS))
     assert with_words(captions, own) == own
     styled = every_prompt(EmojiCaptions((("a fox", "foxes"), ("an owl",)), ("flat", "noto")), 0)

@@ -47,7 +47,8 @@ class Erase(Console):
     config: Path | None = None
     """A JSON file of any options of EraseConfig, over those of the method; the options below come after it."""
     after: tuple[Path, ...] = ()
-    """Earlier deltas to build on, in their order: what they erased and held stays exactly so; edits keys and values."""
+    """Earlier deltas to build on, in their order: what they erased and held stays so, unless it is erased now; edits
+    keys and values. The share of it that stays is protected_energy, by default all."""
     anchor: str | None = None
     """The prompt that a target is led towards; "" by default."""
     preserved: tuple[str, ...] | None = None
@@ -124,6 +125,7 @@ class Erase(Console):
 
     def _build_on(self, pipe: Pipeline, config: EraseConfig) -> EraseConfig:
         """The earlier deltas put into the pipeline, and what they erased and held protected."""
+        from logsnr.erasure.targets import names_any
         from logsnr.models.delta import Delta
 
         if not self.after:
@@ -135,7 +137,9 @@ class Erase(Console):
             delta.merge(pipe)
             earlier = delta.record.config
             protected += [*delta.record.targets, *earlier.get("preserved", ()), *earlier.get("protected", ())]
-        return replace(config, protected=tuple(dict.fromkeys(protected)), modules=modules)
+        kin = {*config.targets, *config.candidates.exclude}
+        kept = [prompt for prompt in dict.fromkeys(protected) if not names_any(prompt, kin)]
+        return replace(config, protected=tuple(kept), modules=modules)
 
     def _erase(self, pipe: Pipeline, config: EraseConfig) -> int:
         from logsnr.erasure.erase import erase_steps

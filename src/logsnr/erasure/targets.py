@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,6 +38,11 @@ def check_targets(pipe: Any, targets: Sequence[str]) -> None:
                 "what it does not draw only damages it; look at its images first",
                 stacklevel=3,
             )
+
+
+def names_any(prompt: str, names: Collection[str]) -> bool:
+    """Whether a prompt has any of these names in it, as whole words."""
+    return any(f" {without_article(name.lower())} " in f" {prompt.lower()} " for name in names)
 
 
 def with_words(captions: Wording, config: EraseConfig) -> EraseConfig:
