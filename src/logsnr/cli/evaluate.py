@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -77,7 +77,6 @@ class Evaluate(Console):
         from logsnr.evaluation.plots import plot_atlas
         from logsnr.evaluation.quality import describe, make_images
         from logsnr.metrics.judge import judge_images
-        from logsnr.solvers.sample import sample
         from logsnr.train.preview import save_picture
         from logsnr.worlds.load import load, load_world
 
@@ -89,11 +88,8 @@ class Evaluate(Console):
         each, judge = max(2, self.quality.num_images // len(concepts)), world.judge(second=True)
         prompts = [concept for concept in concepts for _ in range(each)]
 
-        def make(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-            return sample(pipe, prompts, seeds=seeds, config=self.sampling).images
-
         def features() -> Tensor:
-            images = make_images(make, prompts, self.quality, self._tell)
+            images = make_images(self._maker(pipe), prompts, self.quality, self._tell)
             return judge_images(judge, images)[0].view(len(concepts), each, -1)
 
         distances, before = text_distances(pipe, targets, concepts).amin(0), features()
@@ -112,7 +108,6 @@ class Evaluate(Console):
         from logsnr.evaluation.erasure import class_labels, erasure_figures, judged
         from logsnr.evaluation.erasure_report import Images, write_images, write_report
         from logsnr.evaluation.quality import describe, make_images
-        from logsnr.solvers.sample import sample
         from logsnr.worlds.load import load, load_world
 
         deltas, world, pipe = self._deltas(), load_world(self.model), load(self.model)
@@ -121,13 +116,10 @@ class Evaluate(Console):
         judge = world.judge(second=True)
         prompts, labels = world.source.ask(self.quality.num_images, held_out=self.quality.held_out)
 
-        def make(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-            return sample(pipe, prompts, seeds=seeds, config=self.sampling).images
-
-        before = make_images(make, prompts, self.quality, self._tell)
+        before = make_images(self._maker(pipe), prompts, self.quality, self._tell)
         for delta in deltas:
             delta.merge(pipe)
-        after = make_images(make, prompts, self.quality, self._tell)
+        after = make_images(self._maker(pipe), prompts, self.quality, self._tell)
         names = [found[0] for found in world.captions.names]
         old, new = (Images(images, judged(judge, images, labels)) for images in (before, after))
         values = erasure_figures(old.judged, new.judged, erased, names, _judge_rates(world, judge))
@@ -145,7 +137,6 @@ class Evaluate(Console):
         from logsnr.evaluation.pairs import measure_samples, pair_figures
         from logsnr.evaluation.quality import Judges, describe, reference
         from logsnr.models.delta import Delta
-        from logsnr.solvers.sample import sample
         from logsnr.worlds.load import load, load_world
 
         world = load_world(self.model)
@@ -156,12 +147,9 @@ class Evaluate(Console):
         train, test = world.source.measuring()
         real = reference(judges.second, train, test)
 
-        def make(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-            return sample(pipe, prompts, seeds=seeds, config=self.sampling).images
-
         prompt = partial(world.captions.prompt, held_out=self.quality.held_out)
         pairs = world.source.pairs()
-        measured = measure_samples(make, prompt, pairs, judges, real, self.quality, self._tell)
+        measured = measure_samples(self._maker(pipe), prompt, pairs, judges, real, self.quality, self._tell)
         if pairs:
             items = take_all(test)
             found = pair_figures(judges.second, items["image"], items["label"], items["style"])
@@ -170,6 +158,12 @@ class Evaluate(Console):
         more = {"deltas": [str(folder) for folder in self.delta]} if self.delta else {}
         protocol = describe(self.quality, model=self.model, sampling=asdict(self.sampling), data=data, **more)
         return {**measured, "real_test_accuracy": real.test_accuracy, "protocol": protocol}
+
+    def _maker(self, pipe: Pipeline) -> Callable[[Sequence[str], Sequence[int]], Tensor]:
+        """Prompts and seeds to images, by the chosen sampling."""
+        from logsnr.solvers.sample import sample
+
+        return lambda prompts, seeds: sample(pipe, prompts, seeds=seeds, config=self.sampling).images
 
     def _tell(self, done: int, total: int) -> None:
         if done % 500 == 0 or done == total:
