@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -186,3 +187,15 @@ def test_a_denoiser_uses_the_time_map_of_its_network() -> None:
     for t in (1.0, 0.5, 0.001, 0.0123):
         denoiser(torch.zeros(1, 4, 8, 8), denoiser.schedule.level(t), cond)
     assert seen == pytest.approx([999, 499, 0, 11.3])
+
+
+def test_threads_do_not_pad_each_others_prompts() -> None:
+    pipe = tiny_sd()
+
+    def shapes(length: int) -> set[tuple[int, ...]]:
+        prompt = f"a photo of a {'dark ' * length}bag"  # longer than the window, so that it is also read whole
+        texts = (encode_prompts(pipe, [prompt], guided=False).values for _ in range(50))
+        return {tuple(text["encoder_hidden_states"].shape) for text in texts}
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(shapes, (1, 2))) == [{(1, 8, 16)}] * 2

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -157,11 +158,16 @@ def _length_before_zeros(pipe: Pipeline) -> int | None:
     return None
 
 
+_ENCODING = Lock()
+"""A tokenizer keeps the padding that it was last told, so that two threads would pad each other's prompts."""
+
+
 @torch.no_grad()
 def encode_prompts(pipe: Pipeline, prompts: Sequence[str], *, negative: str = "", guided: bool = True) -> Conditioning:
     """Conditioning with one row per prompt; equal prompts go through the text encoder once."""
     unique = list(dict.fromkeys([*prompts, negative] if guided else prompts))
-    tree = architecture_of(pipe).encode(pipe, unique)
+    with _ENCODING:
+        tree = architecture_of(pipe).encode(pipe, unique)
     places = {prompt: place for place, prompt in enumerate(unique)}
     rows = torch.tensor([places[prompt] for prompt in prompts])
     values = select_rows(tree, rows)
