@@ -40,7 +40,7 @@ from logsnr.worlds.load import WORLDS
 
 CHOSEN = {
     "emoji": SampleConfig(steps=20, guidance_scale=3.0),
-    "fashion-flow": SampleConfig(steps=20, guidance_scale=1.3, rho=0.3),
+    "fashion-flow": SampleConfig(steps=20, guidance_scale=1.3),
 }
 """For emoji what shows the concepts best, for fashion-flow its faithful setting; chosen by ``--tune``."""
 SEARCHED = {"emoji": settings((1.5, 2.0, 3.0, 4.0), (0.0, 0.5)), "fashion-flow": settings((1.0, 1.25, 1.5), (0.0, 0.3))}
