@@ -37,22 +37,24 @@ class Candidates:
 def find_candidates(
     pipe: Pipeline, targets: Sequence[str], config: CandidateConfig, *, cache: Path | None = None
 ) -> list[Candidates]:
-    """The candidates of each target; those of ``cache``, a file, where it has them of just this, else written there.
+    """The candidates of each target; those of ``cache``, a file of ``keep_candidates``, where it has them of just this.
 
     Raises:
         InputError: no concept is left for a target, or the vocabulary is empty.
         MissingError: there is no vocabulary file.
     """
     words = read_vocabulary(pipe, config)
-    if cache is None:
-        return _search(pipe, targets, words, config)
-    key = _key(pipe, targets, words, config)
-    known: Any = read_json(cache) if cache.exists() else {}
-    if known.get("key") == key:
-        return [from_dict(Candidates, found) for found in known["candidates"]]
-    found = _search(pipe, targets, words, config)
+    if cache and cache.exists():
+        known = read_json(cache)
+        if known["key"] == _key(pipe, targets, words, config):
+            return [from_dict(Candidates, found) for found in known["candidates"]]
+    return _search(pipe, targets, words, config)
+
+
+def keep_candidates(cache: Path, pipe: Pipeline, config: CandidateConfig, found: Sequence[Candidates]) -> None:
+    """Write the candidates that were found with a configuration to a file, for ``find_candidates``."""
+    key = _key(pipe, [one.target for one in found], read_vocabulary(pipe, config), config)
     write_json(cache, {"key": key, "candidates": [to_dict(one) for one in found]})
-    return found
 
 
 def _key(pipe: Any, targets: Sequence[str], words: list[str], config: CandidateConfig) -> str:

@@ -6,11 +6,12 @@ import time
 import warnings
 from collections.abc import Callable, Generator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from logsnr.core.config import to_dict
 from logsnr.erasure.ablation import ConceptAblation
-from logsnr.erasure.candidates import Candidates, find_candidates
+from logsnr.erasure.candidates import Candidates, find_candidates, keep_candidates
 from logsnr.erasure.closed_form import edit_closed_form
 from logsnr.erasure.config import EraseConfig, preset
 from logsnr.erasure.method import OutputErasure
@@ -60,6 +61,8 @@ def erase_steps(pipe: Pipeline, config: EraseConfig) -> Generator[Progress, None
         return _recorded(edit_closed_form(pipe, config), config, start)
     method = make_method(pipe, config)
     try:
+        if method.candidates and (cache := _cache(config)):
+            keep_candidates(cache, pipe, config.candidates, method.candidates)
         yield from fit(method, None, config.run)
         return _recorded(method.delta(), config, start)
     finally:
@@ -74,14 +77,15 @@ def make_method(pipe: Pipeline, config: EraseConfig) -> OutputErasure:
 
 
 def candidates_of(pipe: Pipeline, config: EraseConfig) -> list[Candidates]:
-    """The candidates of each target; none where the configuration does not search among any.
-
-    A run with a folder keeps them there, for when it goes on.
-    """
+    """The candidates of each target; none where the configuration does not search among any."""
     if config.method in (*_CLOSED, "ca") or config.adversary not in _SEARCHING:
         return []
-    cache = config.run.out / "candidates.json" if config.run.out else None
-    return find_candidates(pipe, config.targets, config.candidates, cache=cache)
+    return find_candidates(pipe, config.targets, config.candidates, cache=_cache(config))
+
+
+def _cache(config: EraseConfig) -> Path | None:
+    """Where a run keeps its candidates, for when it goes on."""
+    return config.run.out / "candidates.json" if config.run.out else None
 
 
 def _recorded(delta: Delta, config: EraseConfig, start: float) -> Delta:
