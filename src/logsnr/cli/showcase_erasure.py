@@ -22,8 +22,8 @@ from logsnr.solvers.sample import sample
 from logsnr.train.preview import image_grid
 from logsnr.worlds.load import World, load
 
-_STEPS, _IMAGES = 8, 12
-_ATTACK = AttackConfig(num_images=20, steps=(0, 30), learning_rate=0.1, sampling_steps=_STEPS)
+_STEPS, _IMAGES = 8, 8
+_ATTACK = AttackConfig(num_images=12, steps=(0, 30), learning_rate=0.1, sampling_steps=_STEPS)
 _GONE, _KEPT, _BACK = 0.8, 0.85, 0.5
 """What a part has to reach; an edit or an attack that stopped working falls far below."""
 
