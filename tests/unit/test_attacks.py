@@ -143,6 +143,9 @@ def test_an_imitating_prompt_says_what_the_original_said(between: int) -> None:
     assert attacker.evaluations == 30 * 2
     assert len(search.points[0]) == (max(1, 5 // 2) if between else 3)
     assert "<|" not in search.prompt(0)  # no token that nobody can type
+    words = search.prompt(0).split()
+    if between:  # the found tokens stand among the words, as they were read
+        assert [words[place] for place in (0, 1, 3, 4, 6)] == ["a", "photo", "of", "a", "bag"]
     same = attacker.imitation(torch.ones(1, 4, 8, 8), attacker.text(0), attacker.text(0), search.draws, time=0.5)
     assert same > 0
     own = Attacker(sought(original), original, len, CONFIG)  # the original imitates itself by the prompt itself

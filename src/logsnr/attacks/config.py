@@ -43,7 +43,7 @@ class AttackConfig:
     num_tokens: int | None = None
     """unlearndiffatk, p4d-n and ring-a-bell: tokens that are sought; 3 in front of the prompt, 16 that stand alone."""
     rounds: int = 10
-    """Searches for prompts: rounds, each at a time of noise of its own, after each of which an image is made."""
+    """Searches for prompts: rounds, each followed by an image; unlearndiffatk has a time of noise for each."""
     iterations: int = 20
     """Searches for prompts: steps, or generations, in a round."""
     population: int = 50

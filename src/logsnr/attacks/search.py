@@ -17,6 +17,7 @@ from logsnr.attacks.attacker import Attacker, Point
 from logsnr.attacks.tokens import (
     encode_points,
     hardened,
+    insertion_places,
     nearest_tokens,
     project_simplex,
     spell,
@@ -150,9 +151,11 @@ class ImitationSearch:
         return self.attacker.prompt(row) if self.between else ""
 
     def prompt(self, row: int) -> str:
-        tokens = self.tokens[nearest_tokens(self.points[row], self.embeddings).cpu()]
-        spelled = spell(self.pipe, tokens.tolist())
-        return f"{self._words(row)} with {spelled}" if self.between else spelled
+        tokens = self.tokens[nearest_tokens(self.points[row], self.embeddings).cpu()].tolist()
+        words = self.pipe.tokenizer(self._words(row)).input_ids[1:-1]
+        for place, token in zip(insertion_places(len(words), len(tokens), self.between), tokens, strict=True):
+            words.insert(place, token)
+        return spell(self.pipe, words)
 
 
 class GeneticSearch:
