@@ -15,10 +15,11 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from logsnr.core.errors import BrokenError, InputError, MissingError
+from logsnr.core.errors import BrokenError, InputError, MissingError, UnsupportedError
 from logsnr.models.architectures import Pipeline, architecture_of, is_distilled
 from logsnr.models.attention import zeros_once
 from logsnr.models.denoiser import Conditioning, NetworkDenoiser, select_rows
+from logsnr.models.guidance import SafeGuidance
 from logsnr.models.replay import is_plain, replaying
 from logsnr.models.swapped import call_with
 from logsnr.schedules.scheduler_config import from_scheduler_config, kind_of, timestep_of
@@ -104,24 +105,32 @@ def denoiser_of(
     pipe: Pipeline,
     *,
     guidance_scale: float = 1.0,
+    safe: SafeGuidance | None = None,
     replay: bool = False,
     weights: Mapping[str, Tensor] | None = None,
 ) -> NetworkDenoiser:
     """The pipeline's network with the schedule, prediction kind and time map that it was trained with.
 
+    ``safe`` guidance needs conditioning that says what is ``avoided``.
+
     ``replay`` lets a small network run as a recorded graph after some calls of one shape, and read the many zeros of an
     absent T5 once; the numbers are the same. ``weights`` stand for the network's own parameters of the same names: two
     models that differ in them share all others. Neither touches the pipeline.
+
+    Raises:
+        UnsupportedError: safe guidance of a network that is distilled to guide itself.
     """
     config = pipe.scheduler.config
     schedule, kind = from_scheduler_config(config), kind_of(config)
+    if safe and is_distilled(pipe):
+        raise UnsupportedError(f"{type(pipe).__name__} guides itself by one prompt: it cannot keep away from another")
     network, module = _network(pipe, weights, guidance_scale)
     if replay and weights is None and is_plain(module):
         wrap = partial(replaying, module)
         length = _length_before_zeros(pipe)
         network = zeros_once(module, network, wrap, length=length) if length else wrap(network)
     scale = 1.0 if is_distilled(pipe) else guidance_scale
-    return NetworkDenoiser(network, schedule, kind, lambda at: timestep_of(config, at), guidance_scale=scale)
+    return NetworkDenoiser(network, schedule, kind, lambda at: timestep_of(config, at), guidance_scale=scale, safe=safe)
 
 
 def component_of(pipe: Pipeline) -> str:
@@ -163,17 +172,18 @@ _ENCODING = Lock()
 
 
 @torch.no_grad()
-def encode_prompts(pipe: Pipeline, prompts: Sequence[str], *, negative: str = "", guided: bool = True) -> Conditioning:
+def encode_prompts(
+    pipe: Pipeline, prompts: Sequence[str], *, negative: str = "", avoided: str | None = None, guided: bool = True
+) -> Conditioning:
     """Conditioning with one row per prompt; equal prompts go through the text encoder once."""
-    unique = list(dict.fromkeys([*prompts, negative] if guided else prompts))
+    others = ([negative] if avoided is None else [negative, avoided]) if guided else []
+    unique = list(dict.fromkeys([*prompts, *others]))
     with _ENCODING:
         tree = architecture_of(pipe).encode(pipe, unique)
     places = {prompt: place for place, prompt in enumerate(unique)}
     rows = torch.tensor([places[prompt] for prompt in prompts])
     values = select_rows(tree, rows)
-    if not guided:
-        return Conditioning(values)
-    return Conditioning(values, select_rows(tree, torch.full((len(prompts),), places[negative])))
+    return Conditioning(values, *(select_rows(tree, torch.full((len(prompts),), places[text])) for text in others))
 
 
 def latent_shape(pipe: Pipeline) -> tuple[int, int, int]:

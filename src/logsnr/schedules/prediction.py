@@ -78,6 +78,12 @@ def x0_weights(kind: Kind, level: Level) -> tuple[float, float]:
     return means.of_eps / area, -level.sigma / area
 
 
+def noise_slope(kind: Kind, level: Level) -> float:
+    """By how much the noise at a level changes with a network's output, for the same sample."""
+    means = meaning(kind, level)
+    return 1.0 if kind == "eps" else level.alpha / (level.alpha * means.of_eps - level.sigma * means.of_x0)
+
+
 def check_start(kind: Kind, level: Level) -> None:
     """Refuse to start noise prediction where no data is left: eps says nothing about x0 at alpha = 0.
 

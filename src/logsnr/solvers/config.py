@@ -25,6 +25,8 @@ class SampleConfig:
     """Classifier-free guidance: 1 is none, more follows the prompt closer at the price of variety."""
     negative: str = ""
     """The prompt that guidance leads away from."""
+    safe: Literal["none", "weak", "medium", "strong", "max"] = "none"
+    """Keep away from ``negative`` only where an image comes near it (2211.05105); costs half as much again."""
     order: int = 2
     """Order of the solver, 1 to 4: how many evaluations a step is computed from."""
     rho: float | Literal["ode", "sde", "bump"] | tuple[float, ...] = 0.0
@@ -50,6 +52,8 @@ class SampleConfig:
         if self.order not in (1, 2, 3, 4):
             raise InputError(f"order is {self.order}: use 1 to 4")
         self._check_rho()
+        if self.safe != "none" and (not self.negative or self.guidance_scale <= 1):
+            raise InputError("safe guidance needs a negative prompt to keep away from, and a guidance_scale above 1")
         if not 0 <= self.guidance_scale < float("inf"):
             raise InputError(
                 f"guidance_scale is {self.guidance_scale}: use 1 for none, more to follow the prompt closer"

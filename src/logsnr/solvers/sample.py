@@ -15,6 +15,7 @@ from torch import Tensor
 from logsnr.core.errors import InputError
 from logsnr.core.types import Denoiser, Level, Prediction, Solver
 from logsnr.models.fingerprint import fingerprint
+from logsnr.models.guidance import SAFE, SafeGuidance
 from logsnr.models.pipeline import (
     Pipeline,
     decode_latents,
@@ -140,7 +141,9 @@ def sample(
     if not seeds or len(prompts) != len(seeds):
         raise InputError(f"{len(prompts)} prompts and {len(seeds)} seeds do not match: give one prompt, or one a seed")
     start = time.perf_counter()
-    denoiser = denoiser_of(pipe, guidance_scale=config.guidance_scale, replay=True)
+    safe = SafeGuidance(SAFE[config.safe]) if config.safe != "none" else None
+    negative, avoided = ("", config.negative) if safe else (config.negative, None)
+    denoiser = denoiser_of(pipe, guidance_scale=config.guidance_scale, safe=safe, replay=True)
     grid, solver = make_run(pipe, denoiser.schedule, config)
     check_start(denoiser.kind, grid[0])
     shape, parts = latent_shape(pipe), []
@@ -149,8 +152,8 @@ def sample(
     with torch.inference_mode():
         for first in range(0, len(seeds), batch_size):
             rows = list(seeds[first : first + batch_size])
-            guided = config.guidance_scale > 1
-            cond = encode_prompts(pipe, prompts[first : first + batch_size], negative=config.negative, guided=guided)
+            guided, asked = config.guidance_scale > 1, prompts[first : first + batch_size]
+            cond = encode_prompts(pipe, asked, negative=negative, avoided=avoided, guided=guided)
             x = start_noise(rows, shape, grid[0]) if latents is None else latents[first : first + batch_size].float()
             x = x.to(pipe.device)
             steps = sample_steps(denoiser, x, grid, solver, cond=cond, seeds=rows if solver.noisy else None)
