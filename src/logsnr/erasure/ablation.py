@@ -14,13 +14,23 @@ from logsnr.core.random import generator
 from logsnr.core.types import Level, Prediction
 from logsnr.erasure.config import EraseConfig
 from logsnr.erasure.method import OutputErasure
-from logsnr.erasure.scores import repeat_row
-from logsnr.models.denoiser import select_rows
+from logsnr.erasure.scores import Scores, repeat_row
+from logsnr.models.denoiser import Tree, select_rows
 from logsnr.models.pipeline import Pipeline
 from logsnr.schedules.prediction import output_of
 from logsnr.train.method import Batch, Loss
 
 _BATCH = 50
+
+
+def images_of(scores: Scores, text: Tree, count: int, *, seed: int) -> Tensor:
+    """Latents (count, ...) of a text, one row, at the end of their trajectories."""
+    noise, parts = generator(seed, "anchor"), []
+    for first in range(0, count, _BATCH):
+        rows = min(_BATCH, count - first)
+        start = scores.start(torch.randn((rows, *scores.shape), generator=noise))
+        parts.append(scores.state(start, repeat_row(text, rows), len(scores.levels.grid) - 1))
+    return torch.cat(parts)
 
 
 class ConceptAblation(OutputErasure):
@@ -29,18 +39,7 @@ class ConceptAblation(OutputErasure):
     def __init__(self, pipe: Pipeline, config: EraseConfig):
         super().__init__(pipe, config)
         with self.scores.spending("anchor images"):
-            self.images = self._anchor_images()
-
-    def _anchor_images(self) -> Tensor:
-        """Latents (anchor_images, ...) of the anchor at the end of their trajectories."""
-        scores, noise = self.scores, generator(self.config.run.seed, "anchor")
-        parts, left = [], self.config.anchor_images
-        while left > 0:
-            count = min(left, _BATCH)
-            start = scores.start(torch.randn((count, *scores.shape), generator=noise))
-            parts.append(scores.state(start, repeat_row(self.anchor, count), len(scores.levels.grid) - 1))
-            left -= count
-        return torch.cat(parts)
+            self.images = images_of(self.scores, self.anchor, config.anchor_images, seed=config.run.seed)
 
     def loss(self, batch: Batch, step: int) -> Loss:
         """The error of the target's output on noisy images, and that of the anchor's, whose truth is known."""

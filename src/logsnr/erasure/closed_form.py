@@ -68,11 +68,11 @@ def edit_closed_form(pipe: Pipeline, config: EraseConfig) -> Delta:
     check_editable(network, component)
     chosen = select_parameters(network, config.modules)
     base, before = fingerprint(network), {name: value.detach().clone() for name, value in chosen.items()}
-    erased, guides = _pairs(pipe, config)
+    erased, guides = paired_texts(pipe, config)
     held = [(prompt, prompt) for prompt in config.preserved]
     kept = torch.cat(tokens_of(pipe, held, whole=config.closed_form_tokens == "all") or [erased[:0]])
     for name, parameter in chosen.items():
-        _check(name, parameter, erased)
+        check_projection(name, parameter, erased)
     edited = _solved(before, erased, guides, kept, config)
     for _ in range(config.closed_form_rounds if config.method == "rece" else 0):
         found = adversarial(list(edited.values()), list(before.values()), erased, ridge=config.adversary_ridge)
@@ -99,7 +99,12 @@ def _solved(
     }
 
 
-def _check(name: str, parameter: nn.Parameter, texts: Tensor) -> None:
+def check_projection(name: str, parameter: nn.Parameter, texts: Tensor) -> None:
+    """Refuse a parameter that does not map texts (n, width).
+
+    Raises:
+        InputError: as said.
+    """
     if parameter.dim() != 2 or parameter.shape[1] != texts.shape[1]:
         raise InputError(
             f"{name} of shape {tuple(parameter.shape)} does not project text of width {texts.shape[1]}: select "
@@ -123,9 +128,12 @@ def _keep_scale(config: EraseConfig) -> float:
     return config.preservation_weight * max(0.1, 1 / len(config.preserved))
 
 
-def _pairs(pipe: Pipeline, config: EraseConfig) -> tuple[Tensor, Tensor]:
-    """The texts of the targets' tokens in every template (n, width), and those of the anchor's in their place."""
-    rest = config.closed_form_tokens == "all"
+def paired_texts(pipe: Pipeline, config: EraseConfig, *, first: int = 0) -> tuple[Tensor, Tensor]:
+    """The texts of the targets' tokens in every template (n, width), and those of the anchor's in their place.
+
+    They begin with a name's last token, or ``first`` tokens later.
+    """
+    rest = config.closed_form_tokens == "all" or first > 0
 
     def read(names: Sequence[str]) -> list[Tensor]:
         prompts = [(t.partition("{}")[0] + name, t.replace("{}", name)) for name in names for t in config.templates]
@@ -133,10 +141,11 @@ def _pairs(pipe: Pipeline, config: EraseConfig) -> tuple[Tensor, Tensor]:
 
     erased, guides = read(config.targets), read([config.anchor] * len(config.targets))
     lengths = [min(len(ours), len(theirs)) for ours, theirs in zip(erased, guides, strict=True)]
-    first, second = (
-        torch.cat([text[:length] for text, length in zip(texts, lengths, strict=True)]) for texts in (erased, guides)
+    ours, theirs = (
+        torch.cat([text[first:length] for text, length in zip(texts, lengths, strict=True)])
+        for texts in (erased, guides)
     )
-    return first, second
+    return ours, theirs
 
 
 def tokens_of(

@@ -73,8 +73,8 @@ class EraseConfig:
 
     targets: tuple[str, ...]
     """Concepts to erase, as bare names: "ankle boot"."""
-    method: Literal["eap", "esd", "age", "ca", "uce", "rece"] = "eap"
-    """eap and esd train outputs, age leads to what the adversary chose, ca ablates; uce and rece are closed forms."""
+    method: Literal["eap", "esd", "age", "ca", "mace", "uce", "rece"] = "eap"
+    """eap, esd, age and ca train outputs, mace the attention to names; uce and rece are closed forms."""
     anchor: str = ""
     """The prompt that a target is led towards."""
     preserved: tuple[str, ...] = ()
@@ -134,17 +134,17 @@ class EraseConfig:
     closed_form_tokens: Literal["last", "all"] = "last"
     """uce and rece: a target's last token is sent to the anchor's, or all to the end are, less their old direction."""
     templates: tuple[str, ...] = ("{}",)
-    """uce and rece: prompts in which targets are erased; {} stands for the name."""
+    """uce, rece and mace: prompts in which targets are erased; {} stands for the name."""
     closed_form_ridge: float = 0.5
-    """uce and rece: weight of the projections as they were."""
+    """uce, rece and mace: weight of the projections as they were."""
     closed_form_scale: float = 1.0
-    """uce and rece: weight of the targets."""
+    """uce, rece and mace: weight of the targets."""
     closed_form_rounds: int = 3
     """rece: how often the embedding that still reaches a target is found and erased too."""
     adversary_ridge: float = 0.1
     """rece: pull of that embedding towards none; less finds stronger ones."""
     anchor_images: int = 100
-    """ca: images of the anchor on which the target is led to it."""
+    """ca: images of the anchor on which the target is led to it; mace: of each target, on which it loses attention."""
     run: FitConfig = field(default_factory=lambda: FitConfig(steps=100, batch_size=8, warmup=0, clip=None))
 
     def __post_init__(self) -> None:
@@ -155,12 +155,14 @@ class EraseConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise InputError(f"{name} is {value}: it must be positive")
-        if self.method in ("ca", "uce", "rece") and self.adversary != "none":
+        if self.method in ("ca", "mace", "uce", "rece") and self.adversary != "none":
             raise InputError(f"{self.method} has no adversary: say none, or take another method")
-        if self.method in ("ca", "uce", "rece") and self.robust.text != "none":
+        if self.method in ("ca", "mace", "uce", "rece") and self.robust.text != "none":
             raise InputError(f"{self.method} has no attacker inside the training: take eap, esd or age")
         if self.adapter_rank and (self.method in ("uce", "rece") or self.protected):
             raise InputError("adapters are for methods that train, and protected prompts need whole matrices instead")
+        if self.method == "mace" and not self.adapter_rank:
+            raise InputError("mace trains adapters: say their adapter_rank, 1 as in the paper")
         if self.method == "age" and self.adversary == "none":
             raise InputError("age leads a target to what an adversary chooses: name one")
         if not self.templates or not all(template.count("{}") == 1 for template in self.templates):
@@ -222,6 +224,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "robust": {"robust": RobustConfig("embedding", steps=10, share=0.5)},
     "ca": {"method": "ca", "adversary": "none", "modules": ("xattn-kv",), "loss_weighting": "epsilon"},
+    "mace": {
+        "method": "mace",
+        "adversary": "none",
+        "modules": ("xattn-kv",),
+        "adapter_rank": 1,
+        "anchor_images": 8,
+        "run": FitConfig(steps=50, batch_size=8, warmup=0, clip=None),
+    },
     "uce": {"method": "uce", "adversary": "none", "modules": ("xattn-kv",)},
     "uce-tensor": {"method": "uce", "adversary": "none", "modules": ("xattn-kv",), "closed_form_tokens": "all"},
     "rece": {

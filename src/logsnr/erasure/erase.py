@@ -14,6 +14,7 @@ from logsnr.erasure.ablation import ConceptAblation
 from logsnr.erasure.candidates import Candidates, find_candidates, keep_candidates
 from logsnr.erasure.closed_form import edit_closed_form
 from logsnr.erasure.config import EraseConfig, preset
+from logsnr.erasure.mace import mace_steps
 from logsnr.erasure.method import OutputErasure
 from logsnr.erasure.targets import check_targets
 from logsnr.models.delta import Delta
@@ -59,6 +60,8 @@ def erase_steps(pipe: Pipeline, config: EraseConfig) -> Generator[Progress, None
     check_targets(pipe, config.targets)
     if config.method in _CLOSED:
         return _recorded(edit_closed_form(pipe, config), config, start)
+    if config.method == "mace":
+        return _recorded((yield from mace_steps(pipe, config)), config, start)
     method = make_method(pipe, config)
     try:
         if method.candidates and (cache := _cache(config)):
