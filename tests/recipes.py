@@ -67,7 +67,7 @@ TINY_EMOJI = replace(
     judge=replace(EMOJI.judge, width=8, num_features=8),
     judge_second=replace(EMOJI.judge_second, width=8, num_features=8),
     autoencoder=replace(EMOJI.autoencoder, block_channels=(8, 8, 16)),
-    denoiser=DenoiserConfig(block_channels=(16, 16), text_width=16, text_layers=1, heads=2, text_length=24),
+    denoiser=replace(EMOJI.denoiser, block_channels=(16, 16), text_width=16, text_layers=1, heads=2),
     runs={
         stage: replace(run, steps=2, batch_size=8, checkpoint_every=1, preview_every=2, cpu=True)
         for stage, run in EMOJI.runs.items()

@@ -7,10 +7,11 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DDPMScheduler, StableDiffusionPipeline
 from drawings import real
 from recipes import FEW_EMOJI, TINY_EMOJI
 
@@ -23,6 +24,7 @@ from logsnr.data.emoji import held_out_pairs, list_concepts
 from logsnr.data.emoji_captions import HELD_OUT_STYLED, PLAIN, STYLED
 from logsnr.metrics.judge import Judge
 from logsnr.models.text import build_text_encoder, build_tokenizer
+from logsnr.schedules.scheduler_config import kind_of
 from logsnr.solvers.config import SampleConfig
 from logsnr.solvers.sample import sample
 from logsnr.train.method import Batch
@@ -30,7 +32,7 @@ from logsnr.worlds import load as loading
 from logsnr.worlds.autoencoder import build_autoencoder
 from logsnr.worlds.config import EMOJI, STAGES
 from logsnr.worlds.data import SOURCES, WorldData
-from logsnr.worlds.denoiser import build_unet
+from logsnr.worlds.denoiser import DenoiserMethod, build_pipeline, build_unet
 from logsnr.worlds.judges import JudgeMethod
 from logsnr.worlds.load import load, load_world
 from logsnr.worlds.recipe import train_world
@@ -56,6 +58,7 @@ class TestRecipe:
         image = pipe("a fox in noto style", num_inference_steps=2, output_type="pil").images[0]
         assert (image.size, image.mode) == ((32, 32), "RGB")
         assert pipe.tokenizer.model_max_length == 24
+        assert kind_of(pipe.scheduler.config) == "v"
         assert len(list((made / "work").rglob("step-00000002.png"))) == 2
 
     def test_judges_read_concepts_and_styles(self, made: Path) -> None:
@@ -212,3 +215,28 @@ def test_a_judge_without_styles_is_saved_and_loaded_as_before(tmp_path: Path) ->
     Judge(width=8, num_features=8, classes=("a", "b")).save_pretrained(tmp_path)
     assert not [name for name in load_tensors(tmp_path / "diffusion_pytorch_model.safetensors") if "style" in name]
     assert Judge.from_pretrained(tmp_path).style_head is None
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_a_denoiser_that_is_right_has_no_loss(prediction: str) -> None:
+    """Rightness is that of diffusers' scheduler, which turns the output into the clean latents."""
+    captions = emoji.emoji_captions()
+    tokenizer = build_tokenizer(captions.all_sentences(), max_length=24)
+    config = replace(TINY_EMOJI.denoiser, prediction=prediction)
+    method = DenoiserMethod(config, tokenizer, captions, torch.zeros(6, 1, dtype=torch.long))
+    clean = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(0))
+    pipe = build_pipeline(
+        build_autoencoder(TINY_EMOJI.autoencoder), tokenizer, **method.networks, prediction=prediction
+    )
+    alphas = pipe.scheduler.alphas_cumprod
+
+    def right(x: torch.Tensor, times: torch.Tensor, text: torch.Tensor) -> SimpleNamespace:
+        share = alphas[times].view(-1, 1, 1, 1)
+        noise = (x - share.sqrt() * clean) / (1 - share).sqrt()
+        velocity = DDPMScheduler.get_velocity(pipe.scheduler, clean.expand_as(x), noise, times)
+        return SimpleNamespace(sample=noise if prediction == "epsilon" else velocity)
+
+    method.unet = right
+    items = {"latent": clean.expand(6, 4, 8, 8), "label": torch.arange(6), "index": torch.arange(6)}
+    loss = method.loss(Batch(items, slice(0, 6), 6, (0, 0), torch.device("cpu")), 0)
+    assert loss.value < 1e-6

@@ -44,8 +44,13 @@ class AutoencoderConfig:
 
 @dataclass(frozen=True)
 class DenoiserConfig:
-    """A UNet2DConditionModel and a CLIP text encoder, trained jointly to predict the noise of latents."""
+    """A UNet2DConditionModel and a CLIP text encoder, trained jointly on latents.
 
+    They learn to predict the noise, or v (2202.00512), which weighs what is decided at high noise as much as the rest:
+    which of a thousand concepts an image shows.
+    """
+
+    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
     block_channels: tuple[int, ...] = (64, 96)
     layers_per_block: int = 1
     heads: int = 4
@@ -96,12 +101,12 @@ EMOJI = Recipe(
     judge=JudgeConfig(channels=3, max_shift=0),
     judge_second=JudgeConfig("plain", channels=3, width=32, max_shift=0, seed=1),
     autoencoder=AutoencoderConfig(channels=3, block_channels=(24, 48, 80)),
-    denoiser=DenoiserConfig(text_width=88, text_length=24),
+    denoiser=DenoiserConfig("v_prediction", text_width=88, text_length=24),
     runs={
         "judge": FitConfig(steps=7000, batch_size=128, decay="cosine", seed=0),
         "judge_second": FitConfig(steps=6000, batch_size=128, decay="cosine", seed=1),
         "autoencoder": FitConfig(steps=3000, batch_size=64, decay="cosine", seed=2, preview_every=1000),
-        "denoiser": FitConfig(steps=24000, batch_size=128, decay="cosine", warmup=200, seed=3, preview_every=2000),
+        "denoiser": FitConfig(steps=14000, batch_size=64, decay="cosine", warmup=200, seed=3, preview_every=2000),
     },
 )
 FASHION_FLOW = replace(

@@ -37,11 +37,21 @@ def build_unet(config: DenoiserConfig) -> UNet2DConditionModel:
 
 
 def build_pipeline(
-    autoencoder: AutoencoderKL, tokenizer: CLIPTokenizer, *, unet: UNet2DConditionModel, text_encoder: CLIPTextModel
+    autoencoder: AutoencoderKL,
+    tokenizer: CLIPTokenizer,
+    *,
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    prediction: str = "epsilon",
 ) -> StableDiffusionPipeline:
     """A Stable Diffusion pipeline of trained parts, with DPM-Solver++ as its scheduler."""
     scheduler = DPMSolverMultistepScheduler(
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, timestep_spacing="trailing", steps_offset=1
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type=prediction,
+        timestep_spacing="trailing",
+        steps_offset=1,
     )
     pipe = StableDiffusionPipeline(
         vae=autoencoder,
@@ -58,7 +68,7 @@ def build_pipeline(
 
 
 class DenoiserMethod(CaptionedMethod):
-    """Mean squared error of the predicted noise at uniform timesteps (Ho et al. 2020), captions drawn afresh each step.
+    """Mean squared error of the predicted noise, or v, at uniform timesteps (Ho et al. 2020), captions drawn each step.
 
     The arguments are those of ``CaptionedMethod``.
     """
@@ -75,7 +85,7 @@ class DenoiserMethod(CaptionedMethod):
         show: Callable[..., Tensor] | None = None,
     ):
         torch.manual_seed(config.seed)
-        self.unet = build_unet(config)
+        self.unet, self.prediction = build_unet(config), config.prediction
         self.text_encoder = build_text_encoder(tokenizer, width=config.text_width, layers=config.text_layers)
         networks = {"unet": self.unet, "text_encoder": self.text_encoder}
         super().__init__(config, networks, tokenizer, captions, factors, show)
@@ -94,4 +104,5 @@ class DenoiserMethod(CaptionedMethod):
         ids = token_ids(self.tokenizer, prompts).to(latent.device)
         text = self.text_encoder(ids)[0]
         predicted = self.unet(alpha * latent + sigma * noise, timesteps, text).sample
-        return Loss(functional.mse_loss(predicted, noise))
+        aim = noise if self.prediction == "epsilon" else alpha * noise - sigma * latent
+        return Loss(functional.mse_loss(predicted, aim))

@@ -110,12 +110,10 @@ def _build(stage: str, recipe: Recipe, data: WorldData, out: Path, start_from: P
     autoencoder.register_to_config(scaling_factor=1 / latents.std)
     tokenizer = build_tokenizer(data.captions.all_sentences(), max_length=recipe.denoiser.text_length)
 
-    kind = _KINDS[type(recipe.denoiser)]
-
     def show(**networks: nn.Module) -> Tensor:
-        return _contact_sheet(kind.pipeline(autoencoder, tokenizer, **networks), data.sheet)
+        return _contact_sheet(_pipeline(recipe.denoiser, autoencoder, tokenizer, **networks), data.sheet)
 
-    method = kind(recipe.denoiser, tokenizer, data.captions, data.factors(), show)
+    method = _KINDS[type(recipe.denoiser)](recipe.denoiser, tokenizer, data.captions, data.factors(), show)
     if start_from and recipe_of(start_from).name == recipe.name:
         method.start_from(start_from)
     return method, latents
@@ -124,6 +122,14 @@ def _build(stage: str, recipe: Recipe, data: WorldData, out: Path, start_from: P
 def world_latents(autoencoder: AutoencoderKL, data: LabelledData, *, cache: Path | None = None) -> Latents:
     """Posterior means of a data set, scaled to unit variance."""
     return encode_latents(data, lambda images: autoencoder.encode(images).latent_dist.mean, cache=cache)
+
+
+def _pipeline(
+    config: DenoiserConfig | FlowDenoiserConfig, autoencoder: AutoencoderKL, tokenizer: CLIPTokenizer, **networks: Any
+) -> Pipeline:
+    """A pipeline of trained networks, whose scheduler says what a denoiser predicts."""
+    told = {"prediction": config.prediction} if isinstance(config, DenoiserConfig) else {}
+    return _KINDS[type(config)].pipeline(autoencoder, tokenizer, **networks, **told)
 
 
 def _contact_sheet(pipe: Pipeline, prompts: list[str]) -> Tensor:
@@ -135,7 +141,8 @@ def assemble(recipe: Recipe, out: Path, start_from: Path | None = None) -> None:
     parts, kind = out / "denoiser", _KINDS[type(recipe.denoiser)]
     networks = {name: part.from_pretrained(parts / name) for name, part in kind.parts.items()}
     tokenizer = CLIPTokenizer.from_pretrained(parts / "tokenizer")
-    pipe = kind.pipeline(AutoencoderKL.from_pretrained(out / "autoencoder"), tokenizer, **networks)
+    autoencoder = AutoencoderKL.from_pretrained(out / "autoencoder")
+    pipe = _pipeline(recipe.denoiser, autoencoder, tokenizer, **networks)
     pipe.vae.register_to_config(scaling_factor=read_json(parts / "latents.json")["scaling_factor"])
     judges = {name: Judge.from_pretrained(out / name) for name in ("judge", "judge_second")}
     halved: list[Any] = [network_of(pipe), pipe.vae, *judges.values()]
