@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from erasure_tasks import Task
 from torch import Tensor
 
 from logsnr.core.random import generator
-from logsnr.data.captions import Wording, every_prompt
 from logsnr.erasure.adversary import Gumbel
 from logsnr.erasure.candidates import text_distances
-from logsnr.erasure.config import CandidateConfig, EraseConfig, preset
+from logsnr.erasure.config import EraseConfig, preset
 from logsnr.erasure.erase import erase, make_method
 from logsnr.erasure.method import OutputErasure
 from logsnr.models.delta import Delta
 from logsnr.models.denoiser import select_rows
+from logsnr.models.guidance import SAFE
 from logsnr.models.pipeline import network_of
 from logsnr.train.config import FitConfig
 from logsnr.train.loop import fit
@@ -31,58 +32,19 @@ SCALES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 @dataclass(frozen=True)
 class Snapshot:
-    """An edit at one strength: the changed parameters, and what it took; or a negative prompt at a guidance scale."""
+    """An edit at one strength: the changed parameters, and what it took; or a way to sample without any edit."""
 
     strength: float
     tensors: dict[str, Tensor]
     evaluation_equivalents: int
     negative: str = ""
     guidance: float | None = None
+    safe: str = "none"
     more: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Task:
-    """What is erased and what may be held: where the kept classes are known, their names too, else no word of them.
-
-    ``words`` are the candidates of adversaries; ``prompts`` are what others preserve or protect, the words and, where
-    they are known, the kept classes in every trained wording.
-    """
-
-    targets: tuple[str, ...]
-    kept: tuple[str, ...]
-    words: tuple[str, ...]
-    kin: tuple[str, ...]
-    templates: tuple[str, ...]
-    prompts: tuple[str, ...]
-    seed: int
-
-
-def task_of(captions: Wording, targets: Sequence[str], seed: int, *, informed: bool) -> Task:
-    """A task on a world's classes; without knowledge of the kept ones, no word of their names is in any list."""
-    names = [name for synonyms in captions.names for name in synonyms]
-    kin = tuple(other for synonyms in captions.names if set(synonyms) & set(targets) for other in synonyms)
-    parts = {part for name in names for part in name.split()}
-    words = sorted({w for s in captions.all_sentences() for w in s.split() if w.isalpha() and w not in parts})
-    kept = tuple(name for name in names if name not in kin) if informed else ()
-    labels = [label for label, synonyms in enumerate(captions.names) if not set(synonyms) & set(kin)]
-    worded = [prompt for label in labels for prompt in every_prompt(captions, label)] if informed else []
-    templates = [
-        captions.prompt(label, t).replace(captions.names[label][0], "{}") for label in labels for t in range(15)
-    ]
-    return Task(
-        tuple(targets),
-        kept,
-        (*kept, *words),
-        kin,
-        tuple(dict.fromkeys(t for t in templates if t.count("{}") == 1)),
-        tuple(dict.fromkeys([*kept, *words, *worded])),
-        seed,
-    )
-
-
 def trained(
-    name: str, *, protect: bool = False, nearest: bool = False, step: float = STEP, **changes: Any
+    name: str, *, protect: bool = False, nearest: bool = False, step: float = STEP, centers: int = 100, **changes: Any
 ) -> Callable[[Any, Task], Iterator[Snapshot]]:
     """An arm that trains; its strengths are moments of one run.
 
@@ -91,8 +53,7 @@ def trained(
 
     def run(pipe: Any, task: Task) -> Iterator[Snapshot]:
         steps = SNAPSHOTS[-1]
-        candidates = CandidateConfig(task.words, sampler="all", exclude=task.kin)
-        fixed = {"strength": step * steps, "candidates": candidates}
+        fixed = {"strength": step * steps, "candidates": task.candidates(centers)}
         if protect:
             fixed["protected"] = task.prompts
         if nearest:
@@ -146,7 +107,7 @@ def _snapshot(strength: float, delta: Delta, evaluation_equivalents: int) -> Sna
 def _config(name: str, task: Task) -> EraseConfig:
     """The preset on the task; closed forms preserve all that the task allows, and erase in every trained template."""
     config = preset(name, *task.targets)
-    if config.method in ("uce", "rece"):
+    if config.method in ("uce", "rece", "mace"):
         return replace(config, preserved=task.prompts, templates=task.templates)
     return config
 
@@ -169,6 +130,12 @@ def negative(pipe: Any, task: Task) -> Iterator[Snapshot]:
         yield Snapshot(scale, {}, 0, negative=", ".join(task.targets), guidance=scale)
 
 
+def safe(pipe: Any, task: Task) -> Iterator[Snapshot]:
+    """No edit: safe guidance (SLD) keeps away from the targets, in its four configurations."""
+    for strength, name in enumerate(SAFE, 1):
+        yield Snapshot(strength, {}, 0, negative=", ".join(task.targets), safe=name)
+
+
 ARMS: dict[str, Callable[[Any, Task], Iterator[Snapshot]]] = {
     "EAP": trained("eap"),
     "ESD": trained("esd"),
@@ -179,6 +146,8 @@ ARMS: dict[str, Callable[[Any, Task], Iterator[Snapshot]]] = {
     "CA": trained("ca"),
     "EAP, exhaustive": trained("eap", adversary="exhaustive"),
     "EAP, random": trained("eap", adversary="random"),
+    **{f"EAP, {k} steps": trained("eap", adversary_schedule="alternating", adversary_steps=k) for k in (2, 4, 8)},
+    **{f"EAP, {n} centers": trained("eap", centers=n) for n in (20, 50, 200)},
     "EAP, fixed empty prompt": trained("eap", adversary="fixed", preserved=("",)),
     "EAP, as released": trained("eap", adversary_grad="edited", adversary_schedule="alternating"),
     "EAP, released scheme": trained("eap-paper", learning_rate=None),
@@ -190,7 +159,9 @@ ARMS: dict[str, Callable[[Any, Task], Iterator[Snapshot]]] = {
     "ESD, preserve nearest": trained("esd-preserve", nearest=True),
     "AGE": trained("age"),
     "RECE": closed("rece", closed_form_tokens="all"),
+    "MACE": closed("mace"),
     "negative prompt": negative,
+    "SLD": safe,
     "noise": noise,
 }
 MAIN = ("EAP, projected", "EAP", "ESD", "ESD + x0", "UCE", "CA")

@@ -17,13 +17,14 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from erasure import KEPT, Bench
-from erasure_arms import Snapshot, task_of
+from erasure_arms import Snapshot
+from erasure_tasks import task_of
 
 import logsnr
 from logsnr.attacks.config import ATTACKS, AttackConfig
 from logsnr.attacks.world import attack_world
 from logsnr.core.artifact import write_json
-from logsnr.erasure.config import CandidateConfig, preset
+from logsnr.erasure.config import preset
 from logsnr.evaluation.erasure import class_labels
 from logsnr.models.delta import Delta
 
@@ -46,7 +47,7 @@ def erased(bench: Bench, arm: str, target: str, seed: int) -> Delta:
     """What the arm's preset makes of the model; closed forms preserve all that the list has."""
     task = task_of(bench.world.captions, (target,), seed, informed=True)
     config = preset(ARMS[arm], target)
-    config = replace(config, candidates=CandidateConfig(task.words, sampler="all", exclude=task.kin))
+    config = replace(config, candidates=task.candidates())
     if config.method == "uce":
         config = replace(config, preserved=task.prompts, templates=task.templates)
     return logsnr.erase(bench.pipe, config=replace(config, run=replace(config.run, seed=seed)))

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from erasure import KEPT
-from erasure_arms import task_of
+from erasure_tasks import task_of
 
 import logsnr
 from logsnr.core.artifact import write_json
-from logsnr.erasure.config import CandidateConfig, EraseConfig, preset
+from logsnr.erasure.config import EraseConfig, preset
 from logsnr.erasure.erase import make_method
 from logsnr.train.method import Batch
 from logsnr.worlds.load import load_world
@@ -40,7 +40,7 @@ def measure(name: str, config: EraseConfig) -> dict[str, Any]:
     """The mean cost of a step of the network, over the chances of all levels, each of which is stepped once."""
     pipe, task = logsnr.load("fashion"), task_of(load_world("fashion").captions, TARGETS, SEED, informed=True)
     turns = config.adversary_steps if config.adversary_schedule == "alternating" else 1
-    config = replace(config, candidates=CandidateConfig(task.words, sampler="all", exclude=task.kin))
+    config = replace(config, candidates=task.candidates())
     method, calls = make_method(pipe, config), []
     levels, cost = method.scores.levels, method.scores.cost
     chances = levels.chances or method.pilot()

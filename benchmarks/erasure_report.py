@@ -6,11 +6,13 @@ python benchmarks/erasure_report.py writes results/erasure.json from results/era
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from erasure import COUNTS, LEVELS, SAMPLING
+from erasure import LEVELS, SAMPLING
+from erasure_panels import IMAGES
 from erasure_parts import PARTS, ratio
 from erasure_runs import RESAMPLES, Run, difference, figure_at, kept_at, pairs, read
 from erasure_verdicts import verdicts
@@ -20,9 +22,9 @@ from record import RESULTS, headline, write_result
 def table(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """A row for every arm and regime: means over its tasks at every level, how often it was reached, and its price."""
     rows = []
-    for arm, regime in sorted({(run.arm, run.regime) for run in runs}):
-        mine = [run for run in runs if (run.arm, run.regime) == (arm, regime)]
-        row: dict[str, Any] = {"arm": arm, "regime": regime, "runs": len(mine)}
+    for world, arm, regime in sorted({(run.world, run.arm, run.regime) for run in runs}):
+        mine = [run for run in runs if (run.world, run.arm, run.regime) == (world, arm, regime)]
+        row: dict[str, Any] = {"world": world, "arm": arm, "regime": regime, "runs": len(mine)}
         for level in LEVELS:
             kept = [kept_at(run, level) for run in mine]
             worst = [kept_at(run, level, worst=True) for run in mine]
@@ -80,7 +82,7 @@ def reached(matched: Sequence[tuple[Run, Run]]) -> dict[str, int]:
 
 def of_ours(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Headlines on ours alone at 95 %: what is drawn instead, the worst kept concept; EAP's price over the released."""
-    mine = [run for run in runs if (run.arm, run.regime) == (OURS[0], "informed")]
+    mine = [run for run in runs if (run.world, run.arm, run.regime) == ("fashion", OURS[0], "informed")]
     quality = [figure_at(run, "off_target_quality", 0.95) for run in mine]
     worst = [kept_at(run, 0.95, worst=True) for run in mine]
     found = [
@@ -108,14 +110,15 @@ def main() -> None:
     runs = read()
     rows, headlines = paired(runs)
     headlines += of_ours(runs)
-    rows += verdicts(runs)
+    atlases = [json.loads(path.read_text()) for path in sorted((RESULTS / "erasure").glob("atlas-*-ESD.json"))]
+    rows += verdicts(runs, atlases)
     for part in PARTS:
         more, found = part(RESULTS / "erasure")
         rows, headlines = rows + more, headlines + found
     protocol = {
         "name": "erasure",
-        "world": "fashion",
-        "images": f"{COUNTS['fashion'][1]} of held-out templates, the same seeds before and after",
+        "images": {world: counts[1] for world, counts in IMAGES.items()},
+        "prompts": "of held-out templates, the same seeds before and after",
         "evaluations": SAMPLING.steps,
         "at_level": "relative PSR, interpolated between the tests that bracket a relative ESR",
         "intervals": f"95 %, {RESAMPLES} resamples of splits, seeds, classes and images, paired",

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from erasure import CLASSES
 from numpy.typing import NDArray
 from record import RESULTS
 
@@ -21,6 +20,7 @@ Array = NDArray[np.float64]
 class Run:
     """One arm on one task: hits of every test (tests, classes, images) after the edit, and before (classes, images)."""
 
+    world: str
     arm: str
     split: str
     regime: str
@@ -34,18 +34,20 @@ class Run:
 def read() -> list[Run]:
     """Every part that is there."""
     runs = []
-    for path in sorted((RESULTS / "erasure").glob("fashion-*.json")):
+    for path in sorted((RESULTS / "erasure").glob("table-*.json")):
         row = json.loads(path.read_text())
-        after = np.stack([_hits(test["hits"]) for test in row["tests"]])
-        erased = tuple(CLASSES.index(target) for target in row["targets"])
-        before = _hits(row["tests"][0]["hits_before"])
-        runs.append(Run(row["arm"], ",".join(row["targets"]), row["regime"], row["seed"], erased, after, before, row))
+        classes = row["classes"]
+        after = np.stack([_hits(test["hits"], len(classes)) for test in row["tests"]])
+        before = _hits(row["tests"][0]["hits_before"], len(classes))
+        erased, split = tuple(classes.index(target) for target in row["targets"]), ",".join(row["targets"])
+        names = (row["world"], row["arm"], split, row["regime"], row["seed"])
+        runs.append(Run(*names, erased, after, before, row))
     return runs
 
 
-def _hits(bits: str) -> Array:
+def _hits(bits: str, num_classes: int) -> Array:
     """(classes, images) of zeros and ones; classes take turns in the images."""
-    return np.array([int(bit) for bit in bits], dtype=float).reshape(-1, len(CLASSES)).T
+    return np.array([int(bit) for bit in bits], dtype=float).reshape(-1, num_classes).T
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def relative(
         before = np.take_along_axis(before, drawn.images, 1)
     before = before.mean(1)
     share = np.where(before >= KNOWN, after.mean(2) / np.maximum(before, 1e-9), np.nan)
-    gone, rest = list(erased), [place for place in range(len(CLASSES)) if place not in erased]
+    gone, rest = list(erased), [place for place in range(len(before)) if place not in erased]
     chosen = (gone, rest) if drawn is None else (drawn.erased, drawn.kept)
     return 1 - np.nanmean(share[:, chosen[0]], 1), np.nanmean(share[:, chosen[1]], 1), np.nanmin(share[:, rest], 1)
 
@@ -101,17 +103,20 @@ def resampled(runs: Sequence[tuple[Run, Run]], measure: Callable[[Run, Drawn | N
     by_split: dict[str, list[tuple[Run, Run]]] = {}
     for pair in runs:
         by_split.setdefault(pair[0].split, []).append(pair)
-    splits, count = list(by_split.values()), runs[0][0].before.shape[1]
+    splits = list(by_split.values())
 
     def mean(values: Sequence[float]) -> float:
         return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
 
     def one_draw() -> float:
-        images, values = draws.integers(count, size=(len(CLASSES), count)), []
+        shapes = {pair[0].before.shape for pair in runs}
+        images = {shape: draws.integers(shape[1], size=shape) for shape in sorted(shapes)}
+        values: list[float] = []
         for split in draws.integers(len(splits), size=len(splits)):
-            gone = np.array(splits[split][0][0].erased)
-            rest = np.array([place for place in range(len(CLASSES)) if place not in gone])
-            drawn = Drawn(images, draws.choice(gone, len(gone)), draws.choice(rest, len(rest)))
+            one = splits[split][0][0]
+            gone = np.array(one.erased)
+            rest = np.array([place for place in range(len(one.before)) if place not in gone])
+            drawn = Drawn(images[one.before.shape], draws.choice(gone, len(gone)), draws.choice(rest, len(rest)))
             for place in draws.integers(len(splits[split]), size=len(splits[split])):
                 first, second = splits[split][place]
                 values.append(measure(first, drawn) - measure(second, drawn))
@@ -130,10 +135,10 @@ def difference(
     return value, float(low), float(high)
 
 
-def pairs(runs: Sequence[Run], first: str, second: str, regime: str) -> list[tuple[Run, Run]]:
-    """The runs of two arms on the same tasks."""
-    chosen = {(run.arm, run.split, run.seed): run for run in runs if run.regime == regime}
-    tasks = sorted({(run.split, run.seed) for run in runs})
+def pairs(runs: Sequence[Run], first: str, second: str, regime: str, world: str = "fashion") -> list[tuple[Run, Run]]:
+    """The runs of two arms on the same tasks of a world."""
+    chosen = {(run.arm, run.split, run.seed): run for run in runs if (run.regime, run.world) == (regime, world)}
+    tasks = sorted({(split, seed) for _, split, seed in chosen})
     found = [(chosen.get((first, *task)), chosen.get((second, *task))) for task in tasks]
     return [(a, b) for a, b in found if a and b]
 

@@ -18,12 +18,13 @@ from dataclasses import replace
 from typing import Any
 
 from erasure import KEPT, Bench
-from erasure_arms import Snapshot, task_of
+from erasure_arms import Snapshot
+from erasure_tasks import task_of
 from torch import Tensor
 
 import logsnr
 from logsnr.core.artifact import write_json
-from logsnr.erasure.config import CandidateConfig, EraseConfig, preset
+from logsnr.erasure.config import EraseConfig, preset
 from logsnr.models.delta import Delta
 from logsnr.models.pipeline import network_of
 
@@ -41,14 +42,14 @@ Tensors = dict[str, Tensor]
 def config_of(bench: Bench, targets: Sequence[str], seed: int, protected: Sequence[str] = ()) -> EraseConfig:
     """A request: the preset, on keys and values."""
     task = task_of(bench.world.captions, targets, seed, informed=True)
-    words = tuple(word for word in task.words if word not in protected)
+    task = replace(task, words=tuple(word for word in task.words if word not in protected))
     base = preset("eap", *targets)
     return replace(
         base,
         modules=("xattn-kv",),
         protected=tuple(protected),
         protected_energy=0.99 if protected else 1.0,
-        candidates=CandidateConfig(words, sampler="all", exclude=task.kin),
+        candidates=task.candidates(),
         run=replace(base.run, seed=seed),
     )
 

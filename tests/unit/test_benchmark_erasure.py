@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,24 +13,28 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import erasure
-import erasure_arms
+import erasure_panels
 import erasure_parts
 import erasure_report
 import erasure_runs
+import erasure_tasks
 import erasure_verdicts
 from erasure_runs import Run, at_level, difference, kept_at, relative
 
 from logsnr.data.captions import Captions
+from logsnr.data.emoji import emoji_captions, held_out_pairs
 from logsnr.data.fashion import NAMES
 
 
-def run_of(arm: str, gone: list[float], kept: list[float], *, seed: int = 0, images: int = 100) -> Run:
+def run_of(
+    arm: str, gone: list[float], kept: list[float], *, seed: int = 0, images: int = 100, world: str = "fashion"
+) -> Run:
     """Class 0 is erased to these shares at three strengths, the others kept to those."""
     draws = np.random.default_rng(seed)
     uniform = draws.random((10, images))  # the same images in every arm of a seed
     shares = [[1 - g] + [k] * 9 for g, k in zip(gone, kept, strict=True)]
     after = np.stack([(uniform < np.array(share)[:, None]).astype(float) for share in shares])
-    return Run(arm, "A", "informed", seed, (0,), after, np.ones((10, images)), {"train_seconds": 1.0})
+    return Run(world, arm, "A", "informed", seed, (0,), after, np.ones((10, images)), {"train_seconds": 1.0})
 
 
 def test_what_is_kept_is_read_between_two_strengths() -> None:
@@ -72,7 +77,7 @@ def test_only_strengths_that_matter_are_tested() -> None:
 def test_a_task_knows_of_kept_classes_what_it_may() -> None:
     captions = Captions(NAMES)
     informed, blind = (
-        erasure_arms.task_of(captions, ("ankle boot",), 0, informed=informed) for informed in (True, False)
+        erasure_tasks.task_of(captions, ("ankle boot",), 0, informed=informed) for informed in (True, False)
     )
     assert "sneaker" in informed.words
     assert "sneaker" in informed.kept
@@ -84,14 +89,14 @@ def test_a_task_knows_of_kept_classes_what_it_may() -> None:
     parts = {part for names in NAMES for name in names for part in name.split()}
     assert not parts & set(blind.words)
     assert {"photo", "dark"} <= set(blind.words)
-    halves = erasure.splits()
-    assert set(halves["A"]) | set(halves["A'"]) == set(erasure.CLASSES)
+    halves = erasure_tasks.tasks("fashion")
+    assert set(halves["A"]) | set(halves["A'"]) == set(erasure_panels.CLASSES)
     assert len(halves["A"]) == len(halves["B'"]) == 5
 
 
 def test_bits_come_back_as_hits() -> None:
     hits = torch.rand(50) < 0.5
-    found = erasure_runs._hits(erasure._bits(hits))
+    found = erasure_runs._hits(erasure._bits(hits), 10)
     assert found.shape == (10, 5)
     assert (found[3] == hits[3::10].float().numpy()).all()
 
@@ -152,3 +157,57 @@ def test_hypotheses_have_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
     better = [run for run in runs if run.arm != "UCE, empty prompt"]
     better += [run_of("UCE, empty prompt", gone, [1, 0.6, 0.6], seed=seed) for seed in range(3)]
     assert {row["hypothesis"]: row for row in erasure_verdicts.verdicts(better)}["H1"]["verdict"] == "supported"
+
+
+def test_hypotheses_about_emoji_have_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(erasure_runs, "RESAMPLES", 400)
+    monkeypatch.setattr(erasure_verdicts, "RESAMPLES", 400)
+    gone, runs = [0.5, 0.94, 1.0], []
+    kept = {"EAP": 0.9, "EAP, random": 0.8, "EAP, fixed empty prompt": 0.7, "EAP, 2 steps": 0.7, "EAP, 4 steps": 0.9}
+    kept |= {"EAP, 8 steps": 0.91, "EAP, 20 centers": 0.6, "EAP, 50 centers": 0.8, "EAP, 200 centers": 0.92}
+    for arm, share in kept.items():
+        runs += [run_of(arm, gone, [1, share, share], seed=seed, images=400, world="emoji") for seed in range(3)]
+    atlases = [{"spearman": value, "empty_prompt_percentile": 0.5} for value in (-0.2, -0.3, -0.4)]
+    found = {row["hypothesis"]: row for row in erasure_verdicts.verdicts(runs, atlases)}
+    assert {name: row["verdict"] for name, row in found.items()} == dict.fromkeys(("H4", "H5", "H6"), "supported")
+    atlases[0] |= {"empty_prompt_percentile": 0.9}
+    atlases[1] |= {"empty_prompt_percentile": 0.8}
+    assert erasure_verdicts.verdicts([], atlases)[0]["verdict"] == "inconclusive"
+    turned = [{"spearman": 0.3, "empty_prompt_percentile": 0.5}] * 3
+    assert erasure_verdicts.verdicts([], turned)[0]["verdict"] == "not supported"
+
+
+@pytest.mark.parametrize("task", ["focus", "noto", "100"])
+def test_a_panel_of_emoji_asks_for_classes_in_turns(task: str) -> None:
+    world = SimpleNamespace(name="emoji", captions=emoji_captions())
+    targets = erasure_tasks.tasks("emoji")[task]
+    asked = erasure_panels.panel(world, targets, held_out=True)
+    gone, names, of_styles = erasure_panels.erased_classes(world.captions, targets)
+    count = len(asked.classes)
+    assert asked.labels.tolist() == [asked.classes[place % count] for place in range(len(asked.prompts))]
+    assert set(gone) <= set(asked.classes)
+    assert asked.of_styles == of_styles == (task == "noto")
+    assert count == {"focus": 160, "noto": 3, "100": 200}[task]
+    assert len(asked.prompts) >= 1800
+    said = [
+        next(style for style in world.captions.styles if style in prompt.split())
+        for prompt in (prompt.replace(",", " ") for prompt in asked.prompts)
+    ]
+    if of_styles:
+        assert said == [names[label] for label in asked.labels]
+    else:
+        hidden = {(label, style) for label, style in held_out_pairs().nonzero().tolist()}
+        shown = {(int(label), world.captions.styles.index(s)) for label, s in zip(asked.labels, said, strict=True)}
+        assert not shown & hidden, "what training never saw is no measure of what an edit keeps"
+
+
+def test_a_task_of_styles_says_nothing_of_the_erased_one() -> None:
+    task = erasure_tasks.task_of(emoji_captions(), ("noto",), 0, informed=True)
+    assert not any("noto" in prompt.replace(",", " ").split() for prompt in task.prompts)
+    assert {"twemoji", "fluent", "a fox"} <= set(task.prompts)
+    assert any("twemoji" in prompt and "{}" not in prompt for prompt in task.prompts if len(prompt.split()) > 2)
+    assert "{} in twemoji style" in task.templates
+    assert task.candidates().sampler == "distance_kmeans", "too many to look at all"
+    objects = erasure_tasks.task_of(emoji_captions(), ("a fox",), 0, informed=True)
+    assert not {"a fox"} & {*objects.prompts, *objects.words}
+    assert len(objects.prompts) < 9000
