@@ -70,7 +70,7 @@ def test_a_concept_is_erased_sampled_and_measured(capsys: pytest.CaptureFixture[
     assert (values["target"], values["unrelated"]) == ("ankle boot", "t-shirt")
     assert [at for at, _ in values["curve"]] == [0.0, 1.0]
     assert values["control_rate"] < 0.5
-    assert {path.name for path in attacked.iterdir()} == {"result.json", "curve.png"}
+    assert {path.name for path in attacked.iterdir()} == {"result.json", "curve.png", "report.html"}
 
 
 def test_candidates_are_listed_and_nothing_is_written(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -28,11 +28,12 @@ class Attack(Console):
     unrelated: str | None = None
     """The concept of the control; by default a class that is not erased."""
     out: Path | None = None
-    """Folder for result.json and a picture of the curve; without it nothing is written."""
+    """Folder for result.json, a picture of the curve and report.html; without it nothing is written."""
 
     def run(self) -> int:
         from logsnr.attacks.world import attack_world
         from logsnr.core.artifact import write_json
+        from logsnr.evaluation.attack_report import write_attack_report
         from logsnr.evaluation.erasure import class_labels
         from logsnr.evaluation.plots import plot_attack
         from logsnr.models.delta import Delta
@@ -62,7 +63,9 @@ class Attack(Console):
         }
         if self.out:
             write_json(self.out / "result.json", values)
-            values["plot"] = str(save_picture(plot_attack(values), self.out / "curve.png"))
+            picture = plot_attack(values)
+            values["plot"] = str(save_picture(picture, self.out / "curve.png"))
+            write_attack_report(self.out, values, picture)
         self.result(values, _lines(values))
         return 0
 
