@@ -61,7 +61,7 @@ def zeros_once(
     def call(xt: Tensor, timestep: Tensor, *, encoder_hidden_states: Tensor, **cond: Any) -> Tensor:
         text = encoder_hidden_states
         prevail = text.shape[1] == length + NUM_ZEROS and num_image_tokens(transformer, xt) + length < NUM_ZEROS
-        if torch.is_grad_enabled() or not prevail or bool(text[:, length:].any()):
+        if torch.is_grad_enabled() or "prompt" in cond or not prevail or bool(text[:, length:].any()):
             return whole(xt, timestep, encoder_hidden_states=text, **cond)
         return brief(xt, timestep, text_and_zero=text[:, : length + 1], **cond)
 

@@ -20,6 +20,7 @@ from logsnr.models.architectures import Pipeline, architecture_of, is_distilled
 from logsnr.models.attention import zeros_once
 from logsnr.models.denoiser import Conditioning, NetworkDenoiser, select_rows
 from logsnr.models.guidance import SafeGuidance
+from logsnr.models.prompted import call_prompted
 from logsnr.models.replay import is_plain, replaying
 from logsnr.models.swapped import call_with
 from logsnr.schedules.scheduler_config import from_scheduler_config, kind_of, timestep_of
@@ -152,6 +153,8 @@ def _network(
     own = None if weights is None else dict(weights)
 
     def call(xt: Tensor, timestep: Tensor, **cond: Any) -> Tensor:
+        if "prompt" in cond:
+            return call_prompted(module, call, xt, timestep, cond)
         inputs, given = architecture.arguments(pipe, xt.to(dtype), timestep, cond, guidance)
         given = {**given, "return_dict": False}
         output = module(*inputs, **given) if own is None else call_with(module, own, inputs, given)

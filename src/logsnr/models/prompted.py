@@ -1,0 +1,187 @@
+"""Prompted attention (2403.12326): a few learned tokens stand beside the text's, for some layers and some rows only.
+
+    K = W_k [c, p_k],  V = W_v [c, p_v]
+
+The prompt (p_k, p_v) lives where the text c does, before a layer's own projections, and has no positions. Queries and
+self-attention are untouched. Nothing of it is left in the network: hooks on the projections bring it in for the length
+of one call and of one thread, whatever attention processor is installed, and a layer that did not read it is an error.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import SD3Transformer2DModel, UNet2DConditionModel
+from torch import Tensor, nn
+
+from logsnr.core.errors import InputError, UnsupportedError
+from logsnr.models.denoiser import Conditioning, Tree, num_rows, select_rows
+
+LAYERS = ("mid", "midout", "all")
+"""Where a prompt is read: in the middle, from there on, or everywhere."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Tokens for keys and for values (m, width) each, and the layers that read them."""
+
+    keys: Tensor
+    values: Tensor
+    layers: str = "mid"
+
+
+@dataclass
+class _Reading:
+    """A prompt of as many rows as the call has, or one, while it is read; and how often each projection did."""
+
+    keys: Tensor
+    values: Tensor
+    read: Counter[nn.Module] = field(default_factory=Counter)
+
+
+_ACTIVE: ContextVar[_Reading | None] = ContextVar("prompt", default=None)
+
+
+def projections(network: nn.Module, layers: str) -> list[tuple[nn.Module, nn.Module]]:
+    """The projections of text to keys and to values of the layers that read a prompt.
+
+    Raises:
+        InputError: there are no such layers.
+        UnsupportedError: the network's attention is of another kind.
+    """
+    if layers not in LAYERS:
+        raise InputError(f"there are no layers {layers!r} to read a prompt: use {', '.join(LAYERS)}")
+    if isinstance(network, UNet2DConditionModel):
+        starts = {"mid": ("mid_block.",), "midout": ("mid_block.", "up_blocks."), "all": ("",)}[layers]
+        found = [m for name, m in network.named_modules() if name.endswith(".attn2") and name.startswith(starts)]
+        pairs = [(module.to_k, module.to_v) for module in found]
+    elif isinstance(network, SD3Transformer2DModel):
+        blocks = list(network.transformer_blocks)
+        middle = len(blocks) // 2
+        chosen = {"mid": blocks[middle : middle + 1], "midout": blocks[middle:], "all": blocks}[layers]
+        pairs = [(block.attn.add_k_proj, block.attn.add_v_proj) for block in chosen]
+    else:
+        raise UnsupportedError(
+            f"{type(network).__name__} cannot read a prompt: use a UNet with cross-attention, or Stable Diffusion 3"
+        )
+    if not pairs:
+        raise InputError(f"{type(network).__name__} has no attention to text among its layers {layers!r}: use all")
+    return pairs
+
+
+def prompt_width(network: nn.Module, layers: str) -> int:
+    """The width of a prompt's tokens."""
+    projection: Any = projections(network, layers)[0][0]
+    return projection.in_features
+
+
+@contextmanager
+def reading(network: nn.Module, prompt: Prompt) -> Iterator[None]:
+    """Inside the block all rows of the network's calls in this thread read a prompt, (m, width) or (n, m, width).
+
+    A stock pipeline may be called in it. No tokens, or none at all, leave the network bit by bit what it is.
+
+    Raises:
+        InputError: the prompt does not fit the network.
+        UnsupportedError: a layer did not read it, because its projections are fused or its blocks are computed again.
+    """
+    pairs = projections(network, prompt.layers)
+    width = prompt_width(network, prompt.layers)
+    if prompt.keys.shape != prompt.values.shape or prompt.keys.shape[-1] != width:
+        raise InputError(
+            f"a prompt of keys {tuple(prompt.keys.shape)} and values {tuple(prompt.values.shape)} does not fit: this "
+            f"network reads tokens of width {width}"
+        )
+    if not prompt.keys.shape[-2]:
+        yield
+        return
+    if torch.is_grad_enabled() and any(getattr(part, "gradient_checkpointing", False) for part in network.modules()):
+        raise UnsupportedError("a prompt is not read again where blocks are: switch gradient checkpointing off")
+    now = _Reading(*(part if part.dim() == 3 else part[None] for part in (prompt.keys, prompt.values)))
+    with ExitStack() as stack:
+        for modules, tokens in zip(zip(*pairs, strict=True), (now.keys, now.values), strict=True):
+            for module in modules:
+                stack.callback(module.register_forward_pre_hook(_appending(now, tokens)).remove)
+        calls: list[None] = []
+        stack.callback(network.register_forward_hook(lambda *_: calls.extend([None] * (_ACTIVE.get() is now))).remove)
+        token = _ACTIVE.set(now)
+        try:
+            yield
+        finally:
+            _ACTIVE.reset(token)
+    missed = sum(now.read[module] != len(calls) for pair in pairs for module in pair)
+    if missed:
+        raise UnsupportedError(
+            f"{missed} of {2 * len(pairs)} projections did not read the prompt, so this is not what it makes: undo "
+            "fused projections, and attention processors of other kinds"
+        )
+
+
+def _appending(mine: _Reading, tokens: Tensor) -> Callable[..., tuple[Tensor]]:
+    """A hook that puts the tokens behind a projection's input; it acts in the thread that reads this prompt alone."""
+
+    def hook(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        if _ACTIVE.get() is not mine:
+            return inputs
+        mine.read[module] += 1
+        (text,) = inputs
+        return (torch.cat([text, tokens.to(text).expand(len(text), -1, -1)], 1),)
+
+    return hook
+
+
+def with_prompts(cond: Tree, prompts: Sequence[Prompt | None]) -> dict[str, Any]:
+    """Conditioning whose rows read a prompt each, or none; a row's tokens may differ in number from another's.
+
+    Raises:
+        InputError: not one prompt a row, or of different layers.
+    """
+    given = [prompt for prompt in prompts if prompt is not None]
+    if len(prompts) != num_rows(cond) or len({prompt.layers for prompt in given}) > 1:
+        raise InputError(f"give {num_rows(cond)} prompts or none, one a row, all read by the same layers")
+    if not given:
+        return dict(cond)
+    most, width = max(len(prompt.keys) for prompt in given), given[0].keys.shape[1]
+    empty = given[0].keys.new_zeros(0, width)
+
+    def rows(parts: Sequence[Tensor]) -> Tensor:
+        return torch.stack([torch.cat([part, part.new_zeros(most - len(part), width)]) for part in parts])
+
+    keys = [empty if prompt is None else prompt.keys for prompt in prompts]
+    values = [empty if prompt is None else prompt.values for prompt in prompts]
+    tree = {"keys": rows(keys), "values": rows(values), "tokens": torch.tensor([len(part) for part in keys])}
+    return {**cond, "prompt": {given[0].layers: tree}}
+
+
+def prompted(cond: Conditioning, prompts: Sequence[Prompt | None], *, both_halves: bool = True) -> Conditioning:
+    """Conditioning whose rows read a prompt each; with guidance the unconditional half reads it too, or does not."""
+    values = with_prompts(cond.values, prompts)
+    if cond.unconditional is None or "prompt" not in values:
+        return Conditioning(values, cond.unconditional, cond.avoided)
+    tree = dict(values["prompt"])
+    if not both_halves:
+        tree = {layers: {**rows, "tokens": torch.zeros_like(rows["tokens"])} for layers, rows in tree.items()}
+    avoided = None if cond.avoided is None else {**cond.avoided, "prompt": tree}
+    return Conditioning(values, {**cond.unconditional, "prompt": tree}, avoided)
+
+
+def call_prompted(
+    network: nn.Module, call: Callable[..., Tensor], xt: Tensor, timestep: Tensor, cond: Mapping[str, Any]
+) -> Tensor:
+    """``call(xt, timestep, **cond)`` with the prompts of ``cond``: rows with as many tokens go through together."""
+    plain = {name: value for name, value in cond.items() if name != "prompt"}
+    ((layers, prompt),) = cond["prompt"].items()
+    outputs: list[tuple[Tensor, Tensor]] = []
+    for count in prompt["tokens"].unique().tolist():
+        rows = (prompt["tokens"] == count).nonzero()[:, 0]
+        mine = Prompt(prompt["keys"][rows, :count], prompt["values"][rows, :count], layers)
+        with reading(network, mine):
+            outputs.append((rows, call(xt[rows], timestep, **select_rows(plain, rows))))
+    order = torch.cat([rows for rows, _ in outputs]).argsort()
+    return torch.cat([output for _, output in outputs])[order]
