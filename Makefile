@@ -42,7 +42,7 @@ docs: .venv/.stamp-docs ## The documentation site, into site
 benchmark-%: .venv/.stamp data ## Run benchmarks/NAME.py, which writes benchmarks/results/NAME.json
 	$(BIN)/python benchmarks/$*.py
 
-data: ## Install Fashion-MNIST and the drawings of emoji where that is possible, or say how to get them
+data: ## Install Fashion-MNIST, the drawings of emoji and age where that is possible, or say how to get them
 	@for place in "$$LOGSNR_DATA" /usr/share/datasets/fashion-mnist; do \
 	  for folder in "$$place" "$$place/fashion-mnist" "$$place/FashionMNIST/raw"; do \
 	    ls "$$folder"/t10k-labels-idx1-ubyte* >/dev/null 2>&1 && exit 0; \
@@ -57,6 +57,9 @@ data: ## Install Fashion-MNIST and the drawings of emoji where that is possible,
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update \
 	  && DEBIAN_FRONTEND=noninteractive apt-get install -y fonts-noto-color-emoji; then exit 0; fi; \
 	echo "Noto Color Emoji is not installed: set LOGSNR_DATA to a folder with NotoColorEmoji.ttf"
+	@command -v age >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update \
+	  && DEBIAN_FRONTEND=noninteractive apt-get install -y age; } \
+	  || echo "age is not installed: the test that opens key files with it is skipped"
 	@for folder in "$$LOGSNR_DATA" .venv/share/logsnr; do \
 	  [ -e "$$folder/node_modules/$(FLUENT)/icons.json" ] && exit 0; \
 	  [ -e "$$folder/$(notdir $(FLUENT))/icons.json" ] && exit 0; \

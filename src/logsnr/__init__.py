@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from logsnr.core.types import Level
     from logsnr.erasure.config import EraseConfig
     from logsnr.erasure.erase import erase
+    from logsnr.hiding.config import HideConfig
+    from logsnr.hiding.hide import hide
     from logsnr.information.config import InformationConfig
     from logsnr.information.profile import information_profile
     from logsnr.models.delta import Delta
@@ -32,6 +34,7 @@ _HOMES = {
     "EraseConfig": "logsnr.erasure.config",
     "FitConfig": "logsnr.train.config",
     "GradientProjectionMemory": "logsnr.train.projection",
+    "HideConfig": "logsnr.hiding.config",
     "InformationConfig": "logsnr.information.config",
     "Level": "logsnr.core.types",
     "SNRScheduler": "logsnr.solvers.scheduler",
@@ -42,6 +45,7 @@ _HOMES = {
     "erase": "logsnr.erasure.erase",
     "explain": "logsnr.solvers.explain",
     "fit": "logsnr.train.loop",
+    "hide": "logsnr.hiding.hide",
     "information_profile": "logsnr.information.profile",
     "invert": "logsnr.solvers.invert",
     "load": "logsnr.worlds.load",
@@ -54,6 +58,7 @@ __all__ = [
     "EraseConfig",
     "FitConfig",
     "GradientProjectionMemory",
+    "HideConfig",
     "InformationConfig",
     "Level",
     "SNRScheduler",
@@ -64,6 +69,7 @@ __all__ = [
     "erase",
     "explain",
     "fit",
+    "hide",
     "information_profile",
     "invert",
     "load",

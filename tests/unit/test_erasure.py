@@ -23,9 +23,9 @@ from logsnr.erasure.closed_form import adversarial, closed_form, tokens_of
 from logsnr.erasure.config import PRESETS, CandidateConfig, EraseConfig, RobustConfig, preset
 from logsnr.erasure.erase import candidates_of, erase, erase_steps, make_method
 from logsnr.erasure.method import OutputErasure
-from logsnr.erasure.scores import repeat_row
 from logsnr.erasure.targets import names_any, with_words
 from logsnr.models.delta import Delta
+from logsnr.models.edited import repeat_row
 from logsnr.models.export import export_delta
 from logsnr.models.fingerprint import fingerprint
 from logsnr.models.parameters import select_parameters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -142,10 +143,11 @@ def test_tokens_have_no_order_but_keys_belong_to_values() -> None:
 def test_guidance_gives_it_to_one_half_or_both(both: bool) -> None:
     pipe = tiny_sd()
     x, _, _ = inputs(pipe)
-    prompt, denoiser, plain = prompt_for(pipe.unet), denoiser_of(pipe, guidance_scale=3.0), denoiser_of(pipe)
+    prompt = replace(prompt_for(pipe.unet), half="both" if both else "conditional")
+    denoiser, plain = denoiser_of(pipe, guidance_scale=3.0), denoiser_of(pipe)
     cond, level = encode_prompts(pipe, PROMPTS), denoiser.schedule.level(0.5)
     with torch.no_grad():
-        found = denoiser(x, level, prompted(cond, [prompt] * 3, both_halves=both)).eps
+        found = denoiser(x, level, prompted(cond, [prompt] * 3)).eps
         keyed = plain.output(x, level, with_prompts(cond.values, [prompt] * 3))
         other = plain.output(x, level, with_prompts(cond.unconditional, [prompt if both else None] * 3))
     torch.testing.assert_close(found, other.lerp(keyed, 3.0), atol=1e-5, rtol=1e-4)

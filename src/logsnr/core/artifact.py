@@ -58,13 +58,14 @@ def _publish(temporary: Path, folder: Path, *, replace: bool) -> None:
     shutil.rmtree(retired)
 
 
-def write_file(path: Path, content: bytes | str) -> None:
-    """Write a file under a temporary name and rename it.
+def write_file(path: Path, content: bytes | str, *, private: bool = False) -> None:
+    """Write a file under a temporary name and rename it; a private one is for the eyes of its owner from the start.
 
     Raises:
         InputError: the place cannot be written.
     """
     with _renamed(path) as temporary:
+        temporary.touch(mode=0o600 if private else 0o666)
         temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 

@@ -14,8 +14,9 @@ from logsnr.core.random import generator
 from logsnr.core.types import Level, Prediction
 from logsnr.erasure.config import EraseConfig
 from logsnr.erasure.method import OutputErasure
-from logsnr.erasure.scores import Scores, repeat_row
+from logsnr.erasure.scores import Scores
 from logsnr.models.denoiser import Tree, select_rows
+from logsnr.models.edited import repeat_row
 from logsnr.models.pipeline import Pipeline
 from logsnr.schedules.prediction import output_of
 from logsnr.train.method import Batch, Loss

@@ -16,9 +16,9 @@ from logsnr.erasure.closed_form import edit_closed_form
 from logsnr.erasure.config import EraseConfig, preset
 from logsnr.erasure.mace import mace_steps
 from logsnr.erasure.method import OutputErasure
-from logsnr.erasure.targets import check_targets
 from logsnr.models.delta import Delta
 from logsnr.models.pipeline import Pipeline, check_pipeline
+from logsnr.models.text import check_targets
 from logsnr.train.loop import Progress, fit
 
 _CLOSED = ("uce", "rece")

@@ -26,9 +26,10 @@ from logsnr.erasure.candidates import Candidates
 from logsnr.erasure.config import EraseConfig
 from logsnr.erasure.levels import normal, with_floor
 from logsnr.erasure.robust import reaching
-from logsnr.erasure.scores import Cost, Scores, detach_tree, repeat_row
+from logsnr.erasure.scores import Scores
 from logsnr.models.delta import Delta, DeltaRecord, write_delta
 from logsnr.models.denoiser import Tree, join_trees, num_rows, select_rows, split_tree
+from logsnr.models.edited import Cost, detach_tree, repeat_row
 from logsnr.models.pipeline import Pipeline
 from logsnr.train.method import Batch, Group, Loss, load_module_state, module_state
 from logsnr.train.projection import GradientProjectionMemory

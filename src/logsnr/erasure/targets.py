@@ -1,43 +1,12 @@
-"""The names of what is to be erased: whether a text encoder can read them, and what else a world calls them."""
+"""The names of what is to be erased, and what else a world calls them."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import replace
-from typing import Any
 
-from logsnr.core.errors import InputError
 from logsnr.data.captions import Wording, every_prompt, without_article
 from logsnr.erasure.config import EraseConfig
-
-_SPELLED = 4
-"""A word in so many pieces is spelled rather than known."""
-
-
-def check_targets(pipe: Any, targets: Sequence[str]) -> None:
-    """Refuse names that do not fit the text window, and warn of those that the tokenizer has to spell.
-
-    Raises:
-        InputError: a name has more tokens than the encoder reads.
-    """
-    tokenizer = getattr(pipe, "tokenizer", None)
-    if tokenizer is None:
-        return
-    for target in targets:
-        pieces, words = len(tokenizer(target).input_ids), len(target.split())
-        around = len(tokenizer("").input_ids)
-        if pieces > tokenizer.model_max_length:
-            raise InputError(
-                f"the target {target[:40]!r} has {pieces} tokens and {tokenizer.model_max_length} are read: name it "
-                "more briefly"
-            )
-        if pieces - around >= _SPELLED * words:
-            warnings.warn(
-                f"the tokenizer spells {target!r} in {pieces - around} pieces: the model may not know it, and erasing "
-                "what it does not draw only damages it; look at its images first",
-                stacklevel=3,
-            )
 
 
 def names_any(prompt: str, names: Collection[str]) -> bool:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @torch.no_grad()
-def fingerprint(network: nn.Module) -> str:
+def fingerprint(network: nn.Module | Mapping[str, Tensor]) -> str:
     """SHA-256 (16 hex digits) over names, shapes and half-precision values of all parameters and buffers."""
     digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
+    values = network.state_dict() if isinstance(network, nn.Module) else network
+    for name, value in sorted(values.items()):
         digest.update(f"{name} {tuple(value.shape)}".encode())
         digest.update(value.detach().half().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

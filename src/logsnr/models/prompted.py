@@ -29,11 +29,15 @@ LAYERS = ("mid", "midout", "all")
 
 @dataclass(frozen=True)
 class Prompt:
-    """Tokens for keys and for values (m, width) each, and the layers that read them."""
+    """Tokens for keys and for values (m, width) each, and who reads them.
+
+    With guidance the unconditional half reads them too, unless the prompt is for the ``conditional`` half alone.
+    """
 
     keys: Tensor
     values: Tensor
     layers: str = "mid"
+    half: str = "both"
 
 
 @dataclass
@@ -103,7 +107,8 @@ def reading(network: nn.Module, prompt: Prompt) -> Iterator[None]:
         return
     if torch.is_grad_enabled() and any(getattr(part, "gradient_checkpointing", False) for part in network.modules()):
         raise UnsupportedError("a prompt is not read again where blocks are: switch gradient checkpointing off")
-    now = _Reading(*(part if part.dim() == 3 else part[None] for part in (prompt.keys, prompt.values)))
+    keys, values = (part if part.dim() == 3 else part[None] for part in (prompt.keys, prompt.values))
+    now = _Reading(keys, values)
     with ExitStack() as stack:
         for modules, tokens in zip(zip(*pairs, strict=True), (now.keys, now.values), strict=True):
             for module in modules:
@@ -159,14 +164,17 @@ def with_prompts(cond: Tree, prompts: Sequence[Prompt | None]) -> dict[str, Any]
     return {**cond, "prompt": {given[0].layers: tree}}
 
 
-def prompted(cond: Conditioning, prompts: Sequence[Prompt | None], *, both_halves: bool = True) -> Conditioning:
-    """Conditioning whose rows read a prompt each; with guidance the unconditional half reads it too, or does not."""
+def prompted(cond: Conditioning, prompts: Sequence[Prompt | None]) -> Conditioning:
+    """Conditioning whose rows read a prompt each, or none, in that half of guidance that the prompt is for.
+
+    The errors are ``with_prompts``'s.
+    """
     values = with_prompts(cond.values, prompts)
     if cond.unconditional is None or "prompt" not in values:
         return Conditioning(values, cond.unconditional, cond.avoided)
-    tree = dict(values["prompt"])
-    if not both_halves:
-        tree = {layers: {**rows, "tokens": torch.zeros_like(rows["tokens"])} for layers, rows in tree.items()}
+    both = torch.tensor([prompt is not None and prompt.half == "both" for prompt in prompts])
+    ((layers, rows),) = values["prompt"].items()
+    tree = {layers: {**rows, "tokens": rows["tokens"] * both}}
     avoided = None if cond.avoided is None else {**cond.avoided, "prompt": tree}
     return Conditioning(values, {**cond.unconditional, "prompt": tree}, avoided)
 
@@ -174,14 +182,18 @@ def prompted(cond: Conditioning, prompts: Sequence[Prompt | None], *, both_halve
 def call_prompted(
     network: nn.Module, call: Callable[..., Tensor], xt: Tensor, timestep: Tensor, cond: Mapping[str, Any]
 ) -> Tensor:
-    """``call(xt, timestep, **cond)`` with the prompts of ``cond``: rows with as many tokens go through together."""
+    """``call(xt, timestep, **cond)`` with the prompts of ``cond``: rows with as many tokens go through together.
+
+    ``timestep`` is one for all rows, or one a row.
+    """
     plain = {name: value for name, value in cond.items() if name != "prompt"}
     ((layers, prompt),) = cond["prompt"].items()
     outputs: list[tuple[Tensor, Tensor]] = []
     for count in prompt["tokens"].unique().tolist():
         rows = (prompt["tokens"] == count).nonzero()[:, 0]
         mine = Prompt(prompt["keys"][rows, :count], prompt["values"][rows, :count], layers)
+        told = timestep[rows] if timestep.dim() else timestep
         with reading(network, mine):
-            outputs.append((rows, call(xt[rows], timestep, **select_rows(plain, rows))))
+            outputs.append((rows, call(xt[rows], told, **select_rows(plain, rows))))
     order = torch.cat([rows for rows, _ in outputs]).argsort()
     return torch.cat([output for _, output in outputs])[order]

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from logsnr.core.errors import InputError
+
 _START, _END = "<|startoftext|>", "<|endoftext|>"
+_SPELLED = 4
+"""A word in so many pieces is spelled rather than known."""
 
 
 def build_tokenizer(sentences: Sequence[str], *, max_length: int = 16) -> CLIPTokenizer:
@@ -84,3 +90,28 @@ def encode_jointly(
     outputs = [encoder(ids, output_hidden_states=True) for encoder in encoders]
     text = torch.cat([output.hidden_states[-2] for output in outputs], -1)
     return text, torch.cat([output.text_embeds for output in outputs], -1)
+
+
+def check_targets(pipe: Any, targets: Sequence[str]) -> None:
+    """Refuse names that do not fit the text window, and warn of those that the tokenizer has to spell.
+
+    Raises:
+        InputError: a name has more tokens than the encoder reads.
+    """
+    tokenizer = getattr(pipe, "tokenizer", None)
+    if tokenizer is None:
+        return
+    for target in targets:
+        pieces, words = len(tokenizer(target).input_ids), len(target.split())
+        around = len(tokenizer("").input_ids)
+        if pieces > tokenizer.model_max_length:
+            raise InputError(
+                f"the target {target[:40]!r} has {pieces} tokens and {tokenizer.model_max_length} are read: name it "
+                "more briefly"
+            )
+        if pieces - around >= _SPELLED * words:
+            warnings.warn(
+                f"the tokenizer spells {target!r} in {pieces - around} pieces: the model may not know it, and an "
+                "edit of what it does not draw only damages it; look at its images first",
+                stacklevel=3,
+            )

@@ -25,6 +25,7 @@ from logsnr.models.pipeline import (
     latent_shape,
     network_of,
 )
+from logsnr.models.prompted import Prompt, prompted
 from logsnr.schedules.grids import GRIDS
 from logsnr.schedules.prediction import check_start
 from logsnr.schedules.schedule import Schedule, warn_outside
@@ -124,6 +125,7 @@ def sample(
     *,
     seeds: Sequence[int] = (0,),
     latents: Tensor | None = None,
+    key: Prompt | Sequence[Prompt | None] | None = None,
     config: SampleConfig | None = None,
     batch_size: int = 64,
 ) -> Samples:
@@ -131,15 +133,19 @@ def sample(
 
     ``prompt`` is one text for all seeds or one a seed. The image of a seed does not depend on the other seeds.
     ``latents`` (n, channels, height, width), one a seed, are the start in place of the noise of the seeds: samples at
-    the first level of the run, as ``invert`` finds them.
+    the first level of the run, as ``invert`` finds them. A ``key`` brings back what was hidden, in all images or, one a
+    seed, in those that have one.
 
     Raises:
-        InputError: no seeds, or prompts, seeds and latents differ in number or shape.
+        InputError: no seeds, or prompts, seeds, latents and keys differ in number or shape.
     """
     config = config or SampleConfig()
     prompts = [prompt] * len(seeds) if isinstance(prompt, str) else list(prompt)
     if not seeds or len(prompts) != len(seeds):
         raise InputError(f"{len(prompts)} prompts and {len(seeds)} seeds do not match: give one prompt, or one a seed")
+    keys = list(key) if isinstance(key, Sequence) else [key] * len(seeds)
+    if len(keys) != len(seeds):
+        raise InputError(f"{len(keys)} keys and {len(seeds)} seeds do not match: give one key, or one a seed")
     start = time.perf_counter()
     safe = SafeGuidance(SAFE[config.safe]) if config.safe != "none" else None
     negative, avoided = ("", config.negative) if safe else (config.negative, None)
@@ -154,6 +160,7 @@ def sample(
             rows = list(seeds[first : first + batch_size])
             guided, asked = config.guidance_scale > 1, prompts[first : first + batch_size]
             cond = encode_prompts(pipe, asked, negative=negative, avoided=avoided, guided=guided)
+            cond = prompted(cond, keys[first : first + batch_size])
             x = start_noise(rows, shape, grid[0]) if latents is None else latents[first : first + batch_size].float()
             x = x.to(pipe.device)
             steps = sample_steps(denoiser, x, grid, solver, cond=cond, seeds=rows if solver.noisy else None)

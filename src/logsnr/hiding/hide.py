@@ -1,0 +1,103 @@
+"""``hide``: from a pipeline and the names of concepts to weights that lack them, and keys that bring them back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from logsnr.data.captions import Wording, every_prompt, without_article
+from logsnr.hiding.config import HideConfig, hide_preset
+from logsnr.hiding.method import Hiding
+from logsnr.models.delta import Delta, DeltaRecord
+from logsnr.models.edited import Cost
+from logsnr.models.pipeline import Pipeline, check_pipeline
+from logsnr.models.prompted import Prompt
+from logsnr.models.text import check_targets
+from logsnr.train.loop import Progress, fit
+
+_WORDINGS = 4000
+"""Prompts of other concepts that are kept at most: of many concepts, every so many-th wording of each."""
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """What hiding made: the change of the pipeline, the key of each target, and the ``originals`` of what changed.
+
+    ``change`` names what is hidden: it is for this process alone, and is never written down in the open.
+    """
+
+    change: Delta
+    keys: dict[str, Prompt]
+    originals: dict[str, Tensor]
+    cost: Cost
+
+
+def hide(
+    pipe: Pipeline,
+    *targets: str,
+    config: HideConfig | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Hidden:
+    """Weights that do not draw the targets, and a key for each; the pipeline itself comes back as it was.
+
+    Give names, for the preset "balanced", or a whole ``config``. ``hidden.change.apply(pipe)`` hides, and
+    ``sample(pipe, prompt, key=hidden.keys[target])`` draws what is hidden.
+
+    Raises:
+        InputError: nothing to hide, a target longer than the text window, or an empty selection of parameters.
+        UnsupportedError: a pipeline that reads no keys, or a quantised or offloaded one.
+    """
+    steps = hide_steps(pipe, config or hide_preset("balanced", *targets))
+    while True:
+        try:
+            found = next(steps)
+        except StopIteration as ended:
+            return ended.value
+        if progress:
+            progress(found)
+
+
+def hide_steps(pipe: Pipeline, config: HideConfig) -> Generator[Progress, None, Hidden]:
+    """Yield after every step of training, and return what was made; closing it saves a checkpoint if a folder is set.
+
+    The errors are ``hide``'s.
+    """
+    check_pipeline(pipe)
+    check_targets(pipe, config.targets)
+    method = Hiding(pipe, config)
+    edited = method.edited
+    try:
+        yield from fit(method, None, config.run)
+        change = edited.delta(DeltaRecord({edited.component: edited.base}, "hide", config.targets))
+        prompts = [method.keys.prompt(target) for target in range(len(config.targets))]
+        half = config.guidance_half
+        keys = [Prompt(p.keys.detach().clone(), p.values.detach().clone(), p.layers, half) for p in prompts]
+        originals = {f"{edited.component}.{name}": value for name, value in edited.before.items()}
+        return Hidden(change, dict(zip(config.targets, keys, strict=True)), originals, edited.cost)
+    finally:
+        edited.restore()
+
+
+def with_captions(captions: Wording, config: HideConfig) -> HideConfig:
+    """With what a world's captions say of the targets, and of everything else as what is kept.
+
+    What the configuration has of its own stays. A target that is no class of the world is worded by its bare name.
+    """
+    places = {without_article(name.lower()): label for label, names in enumerate(captions.names) for name in names}
+    labels = [places.get(without_article(target.lower())) for target in config.targets]
+    if not config.wordings:
+        worded = [
+            (target, *(every_prompt(captions, label) if label is not None else ()))
+            for target, label in zip(config.targets, labels, strict=True)
+        ]
+        config = replace(config, wordings=tuple(tuple(dict.fromkeys(prompts)) for prompts in worded))
+    if not config.anchors:
+        others = [label for label in range(len(captions.names)) if label not in labels]
+        each = [every_prompt(captions, label) for label in others]
+        every = 1 + sum(map(len, each)) // _WORDINGS
+        named = {prompt for prompts in config.wordings for prompt in prompts}
+        kept = [p for label, prompts in zip(others, each, strict=True) for p in prompts[label % every :: every]]
+        config = replace(config, anchors=tuple(dict.fromkeys(p for p in kept if p not in named)))
+    return config

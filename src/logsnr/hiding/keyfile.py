@@ -1,0 +1,156 @@
+"""The key file: a key's tensors as safetensors inside an age file, and what has to be right before it is used."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from logsnr.core.artifact import write_file
+from logsnr.core.config import from_dict
+from logsnr.core.errors import MissingError
+from logsnr.hiding.errors import KeyExpiredError, KeyFormatError, KeyShapeError, ModelMismatchError
+from logsnr.hiding.lock import Secret, open_sealed, seal
+from logsnr.models.fingerprint import fingerprint
+from logsnr.models.prompted import LAYERS, Prompt, prompt_width
+
+VERSION = 1
+KINDS = ("prompt", "exact")
+_KEYS, _VALUES, _ORIGINAL = "prompt.k", "prompt.v", "original."
+
+
+@dataclass(frozen=True)
+class KeyRecord:
+    """What a key says of itself, inside the file: nothing of it can be read without opening it.
+
+    ``not_before`` and ``not_after`` are dates in ISO form, and advice: whoever can open the file can change its clock.
+    """
+
+    concepts: tuple[str, ...]
+    models: tuple[str, ...]
+    kind: str = "prompt"
+    layers: str = "mid"
+    half: str = "both"
+    key_id: str = field(default_factory=lambda: secrets.token_hex(16))
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    not_before: str | None = None
+    not_after: str | None = None
+    version: int = VERSION
+
+
+@dataclass(frozen=True)
+class KeyFile:
+    """A key: its prompt, for the kind ``exact`` the original tensors too, and its record."""
+
+    record: KeyRecord
+    prompt: Prompt
+    originals: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"KeyFile({self.record.key_id})"
+
+    def save(self, path: Path, recipients: Sequence[str] = (), passphrase: Secret | None = None) -> None:
+        """Write the age file, whole or not at all, for the eyes of its owner.
+
+        Raises:
+            InputError: nobody, or both kinds of openers, are named; or a recipient is none.
+        """
+        write_file(path, seal(self.to_bytes(), recipients, passphrase), private=True)
+
+    @classmethod
+    def open(cls, path: Path, identities: Sequence[Secret] = (), passphrase: Secret | None = None) -> KeyFile:
+        """Read a key file.
+
+        Raises:
+            MissingError: there is none.
+            ConceptKeyError: it does not open, is damaged, or is no key file.
+        """
+        if not path.is_file():
+            raise MissingError(f"there is no key file {path}")
+        return cls.from_bytes(open_sealed(path.read_bytes(), identities, passphrase))
+
+    def to_bytes(self) -> bytes:
+        """What is sealed: safetensors, whose metadata is the record."""
+        tensors = {_KEYS: self.prompt.keys, _VALUES: self.prompt.values}
+        tensors |= {f"{_ORIGINAL}{name}": value for name, value in self.originals.items()}
+        plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        return save(plain, {"logsnr-key": json.dumps(asdict(self.record))})
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> KeyFile:
+        """The inverse of ``to_bytes``.
+
+        Raises:
+            KeyFormatError: it is no key, or one of a later version.
+            KeyShapeError: its tensors are not a prompt.
+        """
+        record = _record(content)
+        try:
+            tensors = load(content)
+        except SafetensorError:
+            raise KeyFormatError("the key's tensors cannot be read: it was not made by logsnr") from None
+        keys, values = tensors.pop(_KEYS, None), tensors.pop(_VALUES, None)
+        if keys is None or values is None or keys.dim() != 2 or keys.shape != values.shape or not len(keys):
+            raise KeyShapeError("the key holds no tokens for keys and for values of one shape")
+        if not (keys.isfinite().all() and values.isfinite().all()):
+            raise KeyShapeError("the key's tokens are no finite numbers")
+        if any(not name.startswith(_ORIGINAL) for name in tensors) or bool(tensors) != (record.kind == "exact"):
+            raise KeyShapeError(f"the key holds other tensors than one of the kind {record.kind!r} does")
+        originals = {name.removeprefix(_ORIGINAL): value for name, value in tensors.items()}
+        return cls(record, Prompt(keys, values, record.layers, record.half), originals)
+
+    def check(self, network: nn.Module, now: datetime | None = None) -> None:
+        """Refuse to be used beyond its dates, on another network, or on one that cannot read it.
+
+        Raises:
+            KeyExpiredError, ModelMismatchError, KeyShapeError: as they say.
+        """
+        now, record = now or datetime.now(UTC), self.record
+        if record.not_before and now < datetime.fromisoformat(record.not_before):
+            raise KeyExpiredError(f"the key is valid from {record.not_before} on")
+        if record.not_after and now > datetime.fromisoformat(record.not_after):
+            raise KeyExpiredError(f"the key was valid until {record.not_after}: ask for a new one")
+        found = fingerprint(network)
+        if found not in record.models:
+            raise ModelMismatchError(f"the key is for the model {record.models[0]}, this one is {found}")
+        if self.prompt.keys.shape[1] != prompt_width(network, record.layers):
+            raise KeyShapeError(f"the key's tokens have width {self.prompt.keys.shape[1]}, this network reads others")
+
+
+def _record(content: bytes) -> KeyRecord:
+    """The record in the header of safetensors.
+
+    Raises:
+        KeyFormatError: there is none that can be used.
+    """
+    try:
+        size = int.from_bytes(content[:8], "little")
+        found = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["logsnr-key"])
+        if found["version"] != VERSION:
+            known = f"the key has version {found['version']!s:.20}, and {VERSION} is known: get a newer logsnr"
+            raise KeyFormatError(known)
+        record = from_dict(KeyRecord, found)
+        moments = [record.created, record.not_before, record.not_after]
+        if any(datetime.fromisoformat(moment).tzinfo is None for moment in moments if moment is not None):
+            raise ValueError("a date without a zone")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise KeyFormatError("inside is no key of logsnr: its record cannot be read") from None
+    if record.kind not in KINDS or record.layers not in LAYERS or record.half not in ("both", "conditional"):
+        raise KeyFormatError(f"the key is of a kind that is not known here: {record.kind!s:.20}, {record.layers!s:.20}")
+    if not record.concepts or not record.models:
+        raise KeyFormatError("the key names no concept, or no model")
+    return record
+
+
+def fingerprints(network: nn.Module) -> tuple[str, ...]:
+    """The network's own fingerprint, and that of its weights cast to bfloat16, as pipelines are loaded in."""
+    values = network.state_dict().items()
+    cast = {name: value.bfloat16() if value.is_floating_point() else value for name, value in values}
+    return fingerprint(network), fingerprint(cast)

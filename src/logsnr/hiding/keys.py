@@ -1,0 +1,102 @@
+"""Keys as they are trained: tokens for each target, what is loaded beside a row's own, and keys that must not open."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from logsnr.core.errors import InputError
+from logsnr.core.random import generator
+from logsnr.hiding.config import HideConfig
+from logsnr.models.prompted import Prompt
+
+WRONG = ("random", "half", "unpaired", "truncated", "other", "blended")
+"""Kinds of wrong keys: fresh noise, half of the tokens replaced by noise, keys with the values of other tokens, half of
+the tokens alone, another target's key, and a key drowned in as much noise."""
+
+
+class Keys(nn.Module):
+    """The keys of all targets: ``keys`` and ``values`` (targets, tokens, width).
+
+    ``text`` (prompts, length, width of text) says how large tokens are, and ``own`` which prompts are each target's.
+
+    Raises:
+        InputError: keys should start from text whose width is not that of their tokens.
+    """
+
+    def __init__(self, config: HideConfig, text: Tensor, own: Sequence[Tensor], *, width: int):
+        super().__init__()
+        self.layers, self.size = config.layers, float(text.std())
+        draws = generator(config.run.seed, "keys")
+        shape = (2, len(config.targets), config.num_tokens, width)
+        start = self.size * torch.randn(shape, generator=draws)
+        if config.start == "concept":
+            if text.shape[-1] != width:
+                raise InputError("in this network keys are read beside no text as it is encoded: start from random")
+            start = _of_concepts(text, own, config.num_tokens) + 0.05 * start
+        self.keys, self.values = nn.Parameter(start[0]), nn.Parameter(start[1])
+
+    def prompt(self, target: int, loaded: Sequence[int] = ()) -> Prompt:
+        """A target's key, and others that are loaded too, in the order of targets."""
+        chosen = sorted({target, *loaded})
+        return Prompt(self.keys[chosen].flatten(0, 1), self.values[chosen].flatten(0, 1), self.layers)
+
+    def loaded(self, seed: int, step: int) -> list[int]:
+        """Keys that are loaded in a step beside a row's own: none in half of the steps, else some of all."""
+        draws = torch.rand(1 + len(self.keys), generator=generator(seed, "loaded", step))
+        return [target for target, draw in enumerate(draws[1:].tolist()) if draw < 0.5] if draws[0] < 0.5 else []
+
+    @torch.no_grad()
+    def wrong(self, kind: str, target: int, draws: torch.Generator) -> Prompt:
+        """A key that must not open a target; see ``WRONG``."""
+        right, count = torch.stack([self.keys[target], self.values[target]]), len(self.keys)
+        noise = self.size * torch.randn(right.shape, generator=draws)
+        half = max(right.shape[1] // 2, 1)
+        found = {
+            "half": torch.cat([right[:, half:], noise[:, :half]], 1),
+            "unpaired": torch.stack([right[0], right[1].roll(1, 0)]),
+            "truncated": right[:, :half],
+            "blended": 0.5**0.5 * (right + noise),
+        }.get(kind, noise)
+        if kind == "other" and count > 1:
+            other = (target + 1 + int(torch.randint(count - 1, (), generator=draws))) % count
+            found = torch.stack([self.keys[other], self.values[other]])
+        return Prompt(found[0], found[1], self.layers)
+
+
+class Attackers(nn.Module):
+    """Keys and texts that an attacker trains while the network learns to resist them; now and then they begin anew."""
+
+    count, every = 4, 100
+
+    def __init__(self, config: HideConfig, keys: Keys, empty: Tensor):
+        super().__init__()
+        self.config, self.layers, self.size = config, keys.layers, keys.size
+        self.register_buffer("empty", empty, persistent=False)
+        self.keys, self.values = (nn.Parameter(torch.empty(self.count, *keys.keys.shape[1:])) for _ in range(2))
+        self.points = nn.Parameter(empty.repeat(self.count, 1, 1))
+        self.begin_anew(0)
+
+    @torch.no_grad()
+    def begin_anew(self, step: int) -> None:
+        """Draw all anew, if the step is one where they are."""
+        if step % (self.every * (self.config.prompt_steps + 1)):
+            return
+        draws = generator(self.config.run.seed, "attackers", step)
+        for part in (self.keys, self.values, self.points):
+            part.copy_(self.size * torch.randn(part.shape, generator=draws))
+        self.points.mul_(0.1).add_(self.empty)
+
+    def read(self, rows: int, *, learn: bool = True) -> tuple[list[Prompt | None], Tensor]:
+        """An attacker's key and an attacker's text for each row, in turn."""
+        keys, values, points = (p if learn else p.detach() for p in (self.keys, self.values, self.points))
+        turns = [row % self.count for row in range(rows)]
+        return [Prompt(keys[turn], values[turn], self.layers) for turn in turns], points[turns]
+
+
+def _of_concepts(text: Tensor, own: Sequence[Tensor], num_tokens: int) -> Tensor:
+    """The text of each target's first prompt behind its beginning, again and again (1, targets, tokens, width)."""
+    rows = [text[int(prompts[0]), 1:] for prompts in own]
+    return torch.stack([row[torch.arange(num_tokens) % len(row)] for row in rows])[None]
