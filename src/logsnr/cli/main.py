@@ -19,8 +19,10 @@ from logsnr.cli.doctor import Doctor
 from logsnr.cli.erase import Erase
 from logsnr.cli.evaluate import Evaluate
 from logsnr.cli.explain import Explain
+from logsnr.cli.hide import Hide
 from logsnr.cli.information import Information
-from logsnr.cli.sample import Sample
+from logsnr.cli.key import Key
+from logsnr.cli.sample import Reveal, Sample
 from logsnr.cli.train import Train
 from logsnr.core.errors import LogsnrError
 
@@ -32,6 +34,9 @@ Verb = (
     | Annotated[Calibrate, _subcommand("calibrate")]
     | Annotated[Train, _subcommand("train")]
     | Annotated[Erase, _subcommand("erase")]
+    | Annotated[Hide, _subcommand("hide")]
+    | Annotated[Reveal, _subcommand("reveal")]
+    | Annotated[Key, _subcommand("key")]
     | Annotated[Evaluate, _subcommand("evaluate")]
     | Annotated[Attack, _subcommand("attack")]
     | Annotated[Demo, _subcommand("demo")]

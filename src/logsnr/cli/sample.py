@@ -9,12 +9,14 @@ from typing import Annotated, Any
 
 import tyro
 
-from logsnr.cli.console import Console, Flag, Model, check_writable, peak_memory_mb
+from logsnr.cli.console import Flag, Model, check_writable, peak_memory_mb
+from logsnr.cli.opening import Opening
+from logsnr.core.errors import InputError
 from logsnr.solvers.config import SampleConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(Console):
+class Sample(Opening):
     """Sample a model: one PNG a seed, a contact sheet, and a record of how they were made."""
 
     model: Model
@@ -24,6 +26,8 @@ class Sample(Console):
     sampling: Annotated[SampleConfig, tyro.conf.arg(name="")] = field(default_factory=SampleConfig)
     delta: tuple[Path, ...] = ()
     """Deltas to apply first, in this order: folders that `erase` made."""
+    key: Path | None = None
+    """A key file of `hide`: what it hides is drawn in these images."""
     seeds: str = "0"
     """Seeds, one an image: 0-7,12."""
     out: Path = Path("out")
@@ -43,16 +47,27 @@ class Sample(Console):
         pipe = load(self.model)
         for folder in self.delta:
             Delta.from_pretrained(folder).merge(pipe)
+        prompt = self._unlock(pipe)
         if self.dry_run:
-            return self._dry_run(pipe, seeds)
-        return self._sample(pipe, seeds)
+            return self._dry_run(pipe, seeds, prompt)
+        return self._sample(pipe, seeds, prompt)
 
-    def _sample(self, pipe: Any, seeds: list[int]) -> int:
+    def _unlock(self, pipe: Any) -> Any:
+        """The prompt of the key, which has to fit the pipeline; an exact key puts the original weights in instead."""
+        from logsnr.hiding.publish import bring_back
+
+        if self.key is None:
+            if self.identity or self.passphrase_file:
+                raise InputError("there is nothing to open: say --key FILE too")
+            return None
+        return bring_back(pipe, self.open(self.key))
+
+    def _sample(self, pipe: Any, seeds: list[int], key: Any) -> int:
         from logsnr.core.artifact import write_json
         from logsnr.solvers.sample import sample
         from logsnr.train.preview import image_grid, save_picture, to_picture
 
-        made = sample(pipe, self.prompt, seeds=seeds, config=self.sampling, batch_size=self.batch_size)
+        made = sample(pipe, self.prompt, seeds=seeds, key=key, config=self.sampling, batch_size=self.batch_size)
         images = [
             str(save_picture(to_picture(image), self.out / f"seed-{seed:06d}.png"))
             for seed, image in zip(seeds, made.images, strict=True)
@@ -79,6 +94,7 @@ class Sample(Console):
         return {
             "model": self.model,
             "deltas": [str(folder) for folder in self.delta],
+            "key": self.key is not None,
             "prompt": self.prompt,
             "seeds": seeds,
             "sampling": to_dict(self.sampling),
@@ -88,7 +104,7 @@ class Sample(Console):
             "versions": {name: version(name) for name in ("logsnr", "torch", "diffusers", "transformers")},
         }
 
-    def _dry_run(self, pipe: Any, seeds: list[int]) -> int:
+    def _dry_run(self, pipe: Any, seeds: list[int], key: Any) -> int:
         from dataclasses import replace
 
         from logsnr.solvers.sample import sample
@@ -100,7 +116,7 @@ class Sample(Console):
             steps = load_table(self.sampling.solver).steps
         one = replace(self.sampling, steps=1, grid="time", rho=0.0, solver=None)
         start = time.perf_counter()
-        made = sample(pipe, self.prompt, seeds=batch, config=one, batch_size=self.batch_size)
+        made = sample(pipe, self.prompt, seeds=batch, key=key, config=one, batch_size=self.batch_size)
         seconds = time.perf_counter() - start
         doubled = made.network_evaluations // len(batch)
         values = {
@@ -113,6 +129,16 @@ class Sample(Console):
         }
         self.result(values, [f"{name}: {value}" for name, value in values.items()])
         return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reveal(Sample):
+    """Sample a hidden model with a key, which brings back what it lacks: `sample` with --key, which has to be there."""
+
+    def run(self) -> int:
+        if self.key is None:
+            raise InputError("there is no key to reveal with: say --key FILE")
+        return super().run()
 
 
 def _finite(value: float) -> float | str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -59,8 +60,10 @@ def read_passphrase(file: Path | None = None, *, variable: str = "LOGSNR_PASSPHR
         text = os.environ[variable]
     elif ask:
         try:
-            text = getpass.getpass(ask)
-        except (EOFError, OSError):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", getpass.GetPassWarning)  # it would be shown while it is typed
+                text = getpass.getpass(ask)
+        except (EOFError, OSError, getpass.GetPassWarning):
             raise MissingError(
                 f"no terminal to ask for a passphrase: give --passphrase-file FILE, or set {variable}"
             ) from None
@@ -108,6 +111,16 @@ def seal(content: bytes, recipients: Sequence[str] = (), passphrase: Secret | No
     if passphrase is not None:
         return age.passphrase.encrypt(content, passphrase.reveal())
     return age.encrypt(content, [_recipient(text) for text in recipients])
+
+
+def check_recipients(texts: Sequence[str]) -> None:
+    """Refuse what nobody could open, before any work is done.
+
+    Raises:
+        InputError: one of them is no recipient.
+    """
+    for text in texts:
+        _recipient(text)
 
 
 def open_sealed(content: bytes, identities: Sequence[Secret] = (), passphrase: Secret | None = None) -> bytes:

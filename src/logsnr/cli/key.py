@@ -1,0 +1,141 @@
+"""``logsnr key``: identities and signing keys, and who can open a key file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from logsnr.cli.console import Flag
+from logsnr.cli.opening import Opening
+from logsnr.core.errors import InputError
+
+Action = Literal["new-identity", "new-signer", "inspect", "verify", "add", "revoke"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key(Opening):
+    """Make identities, and see and change who can open a key file. A copy made earlier opens as it did: see `hide`."""
+
+    action: Annotated[Action, tyro.conf.Positional]
+    """new-identity and new-signer write FILE; inspect and verify read the key FILE; add and revoke write it anew."""
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    """A key file; or for new-identity and new-signer the file to write."""
+    recipient: tuple[str, ...] = ()
+    """Recipients to add or revoke: age1..., public SSH keys, or to revoke the labels that they have in the sidecar."""
+    label: str | None = None
+    """The label of a recipient that is added."""
+    model: str | None = None
+    """verify: the model that the key has to fit."""
+    signer: str | None = None
+    """verify: the public key whose signature is trusted, as `key new-signer` printed it."""
+    sign: Path | None = None
+    """add, revoke: the signing key for the new sidecar."""
+    public_names: Flag = False
+    """add, revoke: name the hidden concepts in the sidecar, in clear."""
+
+    def run(self) -> int:
+        values, lines = getattr(self, f"_{self.action.replace('-', '_')}")()
+        self.result(values, lines)
+        return 0
+
+    def _new_identity(self) -> tuple[dict[str, Any], list[str]]:
+        from logsnr.core.artifact import write_file
+        from logsnr.hiding.lock import new_identity
+
+        if self.file.exists():
+            raise InputError(f"{self.file} is there already: choose another place")
+        identity, recipient = new_identity()
+        write_file(self.file, f"# public key: {recipient}\n{identity.reveal()}\n", private=True)
+        return {"recipients": [recipient], "identity": str(self.file)}, [f"{recipient}: keep {self.file} to yourself"]
+
+    def _new_signer(self) -> tuple[dict[str, Any], list[str]]:
+        from logsnr.hiding.sidecar import new_signing_key
+
+        public = new_signing_key(self.file)
+        return {"signer": public, "file": str(self.file)}, [f"{public}: keep {self.file} to yourself"]
+
+    def _inspect(self) -> tuple[dict[str, Any], list[str]]:
+        from logsnr.hiding.sidecar import Sidecar
+
+        found, sidecar = self.open(self.file), Sidecar.open(self.file)
+        record = {name: value for name, value in asdict(found.record).items() if name != "models"}
+        listed = dict(sidecar.recipients) if sidecar else {}
+        values = {
+            **record,
+            "tokens": len(found.prompt.keys),
+            "recipients": listed,
+            "fingerprint": found.record.models[0],
+        }
+        return values, [f"{name}: {value}" for name, value in values.items()]
+
+    def _verify(self) -> tuple[dict[str, Any], list[str]]:
+        from logsnr.hiding.sidecar import Sidecar
+        from logsnr.models.pipeline import network_of
+        from logsnr.worlds.load import load
+
+        found, sidecar = self.open(self.file, trusted=self.signer), Sidecar.open(self.file)
+        if self.model:
+            found.check(network_of(load(self.model)))
+        signed = "signed by the key that is trusted" if self.signer else "signed" if sidecar and sidecar.signer else ""
+        values = {
+            "opens": True,
+            "signed": bool(sidecar and sidecar.signer),
+            "trusted": self.signer is not None,
+            "fits": True if self.model else None,
+            "recipients": dict(sidecar.recipients) if sidecar else {},
+            "fingerprint": found.record.models[0],
+        }
+        said = [f"{self.file} opens", signed or "nobody has signed it", f"it fits {self.model}" if self.model else ""]
+        return values, [", ".join(part for part in said if part)]
+
+    def _add(self) -> tuple[dict[str, Any], list[str]]:
+        listed = self._listed()
+        for text in self._named():
+            listed[self.label or f"recipient {len(listed) + 1}"] = text
+        return self._seal_anew(listed)
+
+    def _revoke(self) -> tuple[dict[str, Any], list[str]]:
+        listed, gone = self._listed(), set(self._named())
+        if unknown := gone - {*listed, *listed.values()}:
+            raise InputError(f"{min(unknown)!r} is no recipient of {self.file}: it has {', '.join(listed)}")
+        kept = {label: text for label, text in listed.items() if not gone & {label, text}}
+        if not kept:
+            raise InputError("nobody could open the key any more: add another recipient first, or remove the file")
+        return self._seal_anew(kept)
+
+    def _named(self) -> tuple[str, ...]:
+        if not self.recipient:
+            raise InputError(f"say who: --recipient, to {self.action}")
+        if self.label and len(self.recipient) > 1:
+            raise InputError("one label is for one recipient: add them one by one")
+        return self.recipient
+
+    def _listed(self) -> dict[str, str]:
+        """The recipients so far, which only the sidecar knows."""
+        from logsnr.hiding.sidecar import Sidecar
+
+        sidecar = Sidecar.open(self.file)
+        if sidecar is None or not sidecar.recipients:
+            raise InputError(
+                f"{self.file} has no list of recipients: age files do not tell who opens them, and one with a "
+                "passphrase has none; keep the sidecar, or hide again"
+            )
+        return dict(sidecar.recipients)
+
+    def _seal_anew(self, listed: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
+        """The same key for other recipients, under a fresh file key, and its sidecar."""
+        from logsnr.hiding.sidecar import Sidecar, describe, read_signing_key
+
+        before, found = Sidecar.open(self.file), self.open(self.file)
+        if before and before.signer and not self.sign:
+            raise InputError("the sidecar is signed: say --sign FILE, so that the new one is too")
+        signing = read_signing_key(self.sign) if self.sign else None
+        found.save(self.file, list(listed.values()))
+        names = self.public_names or bool(before and before.concepts)
+        sidecar = describe(found, self.file.read_bytes(), listed, public_names=names)
+        (sidecar.signed(signing) if signing else sidecar).save(self.file)
+        values = {"recipients": listed, "fingerprint": found.record.models[0]}
+        return values, [f"{self.file} opens for {', '.join(listed)}; copies made before open as they did"]

@@ -1,0 +1,127 @@
+"""What leaves: a public pipeline without a trace of the key, a key file for each concept, and a vault for the owner."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from logsnr.core.artifact import load_tensors, staged, write_file
+from logsnr.core.config import to_dict
+from logsnr.core.errors import InputError
+from logsnr.hiding.config import HideConfig
+from logsnr.hiding.errors import KeyShapeError
+from logsnr.hiding.hide import Hidden
+from logsnr.hiding.keyfile import KeyFile, KeyRecord, fingerprints
+from logsnr.hiding.lock import Secret, seal
+from logsnr.models.pipeline import Pipeline, component_of, network_of
+from logsnr.models.prompted import Prompt
+
+_SAME = 1 - 1e-4
+"""The cosine from which a row of a tensor is a token of a key, stored in whatever precision."""
+
+
+@dataclass(frozen=True)
+class Openers:
+    """Who can open what is written: recipients of age, or one passphrase."""
+
+    recipients: Sequence[str] = ()
+    passphrase: Secret | None = None
+
+
+def publish(pipe: Pipeline, hidden: Hidden, config: HideConfig, out: Path, openers: Openers) -> Path:
+    """Write ``out/public``, a plain diffusers folder of the hidden model, and ``out/vault``, sealed for the owner.
+
+    The vault has the original tensors of what changed, and the configuration. The pipeline comes back as it was.
+
+    Raises:
+        InputError: a place is taken or cannot be written; or, and then nothing is written, the public folder would have
+            a trace of a key.
+    """
+    place = out / "public"
+    hidden.change.apply(pipe)
+    try:
+        with staged(place) as folder:
+            pipe.save_pretrained(folder)
+            _without_paths(folder)
+            for prompt in hidden.keys.values():
+                if found := traces(folder, prompt):
+                    raise InputError(f"{found[0]} would hold numbers of the key: nothing is written")
+    finally:
+        hidden.change.revert(pipe)
+    plain = {name: value.detach().cpu().contiguous() for name, value in hidden.originals.items()}
+    content = save(plain, {"logsnr-vault": json.dumps({"config": to_dict(config)})})
+    vault = out / "vault"
+    vault.mkdir(mode=0o700, exist_ok=True)
+    write_file(vault / "originals.age", seal(content, openers.recipients, openers.passphrase), private=True)
+    return place
+
+
+def keys_of(pipe: Pipeline, hidden: Hidden, *, exact: bool = False, not_after: str | None = None) -> dict[str, KeyFile]:
+    """A key for each target, bound to the hidden model; an exact one brings the original tensors too."""
+    hidden.change.apply(pipe)
+    try:
+        models = fingerprints(network_of(pipe))
+    finally:
+        hidden.change.revert(pipe)
+    originals, kind = (hidden.originals, "exact") if exact else ({}, "prompt")
+    found = {}
+    for target, prompt in hidden.keys.items():
+        record = KeyRecord((target,), models, kind, prompt.layers, prompt.half, not_after=not_after)
+        found[target] = KeyFile(record, prompt, originals)
+    return found
+
+
+def traces(folder: Path, prompt: Prompt) -> list[str]:
+    """Tensors in the files of a folder that hold a token of a key, in any float format."""
+    tokens = torch.cat([prompt.keys, prompt.values]).detach().double()
+    found = []
+    for path in sorted(folder.rglob("*.safetensors")):
+        for name, value in load_tensors(path).items():
+            if value.is_floating_point() and _holds(value.double(), tokens):
+                found.append(f"{path.relative_to(folder)}: {name}")
+    return found
+
+
+def _holds(value: Tensor, tokens: Tensor) -> bool:
+    """Whether a tensor has a row, or a column, in the direction of one of the tokens."""
+    if value.dim() < 2:
+        return False
+    rows = value.flatten(1)
+    candidates = [part for part in (rows, rows.T) if part.shape[1] == tokens.shape[1]]
+    directions = nn.functional.normalize(tokens, dim=1)
+    return any(bool((nn.functional.normalize(part, dim=1) @ directions.T > _SAME).any()) for part in candidates)
+
+
+def _without_paths(folder: Path) -> None:
+    """Take from every configuration where a part was loaded from."""
+    for path in folder.rglob("*.json"):
+        found: Any = json.loads(path.read_text())
+        if isinstance(found, dict) and found.pop("_name_or_path", None) is not None:
+            write_file(path, json.dumps(found, indent=2) + "\n")
+
+
+def bring_back(pipe: Pipeline, key: KeyFile) -> Prompt | None:
+    """The prompt of a key that fits the pipeline; an exact key puts the original weights in, and needs no prompt.
+
+    Raises:
+        ConceptKeyError: it is of another model, or beyond its dates.
+    """
+    network: Any = network_of(pipe)
+    key.check(network)
+    if not key.originals:
+        return key.prompt
+    own = {f"{component_of(pipe)}.{name}": value for name, value in network.named_parameters()}
+    wrong = [name for name, value in key.originals.items() if name not in own or own[name].shape != value.shape]
+    if wrong:
+        raise KeyShapeError(f"the key's original tensor {wrong[0]!s:.60} does not fit this model")
+    with torch.no_grad():
+        for name, value in key.originals.items():
+            own[name].copy_(value)
+    return None

@@ -1,0 +1,183 @@
+"""Hide, reveal and key by the command line on the embedded world: no secret is shown, nothing is half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import called, result
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from logsnr.core.artifact import load_tensors
+from logsnr.hiding.keyfile import KeyFile
+from logsnr.hiding.lock import open_sealed, read_identities
+from logsnr.hiding.publish import traces
+from logsnr.worlds.load import find_model
+
+QUICK = {"trajectory_steps": 4, "bank_size": 2, "num_tokens": 4}
+
+
+@pytest.fixture
+def owner(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> dict[str, str]:
+    """An identity with its recipient, a signing key with its public half, and options for a short run."""
+    options = tmp_path / "options.json"
+    options.write_text(json.dumps(QUICK))
+    made = result(capsys, "key", "new-identity", str(tmp_path / "identity"))
+    signer = result(capsys, "key", "new-signer", str(tmp_path / "signer"))
+    secret = (tmp_path / "identity").read_text().splitlines()[1]
+    return {
+        "identity": made["identity"],
+        "recipient": made["recipients"][0],
+        "signer": signer["signer"],
+        "sign": signer["file"],
+        "options": str(options),
+        "secret": secret,
+    }
+
+
+def hide(owner: dict[str, str], out: Path, *more: str) -> list[str]:
+    command = ["hide", "fashion", "--target", "ankle boot", "--config", owner["options"], "--out", str(out)]
+    command += ["--recipient", owner["recipient"], "--steps", "6", "--batch-size", "2", "--learning-rate", "0.003"]
+    return [*command, *more]
+
+
+def drawn(capsys: pytest.CaptureFixture[str], verb: str, model: str, out: Path, *more: str) -> np.ndarray:
+    command = [verb, model, "--prompt", "an ankle boot", "--steps", "5", "--out", str(out), *more]
+    return np.asarray(Image.open(result(capsys, *command)["images"][0]), dtype=int)
+
+
+def test_a_concept_is_hidden_and_revealed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, owner: dict[str, str]
+) -> None:
+    run, place = tmp_path / "run", tmp_path / "boot.key"
+    command = hide(owner, run, "--key", str(place), "--sign", owner["sign"])
+    dry = result(capsys, *command, "--dry-run")
+    assert not run.exists()
+    assert dry["would_write"] == [str(run / "public"), str(place)]
+    made = result(capsys, *command, "--quiet")
+    assert {"model", "vault", "key", "network_evaluations", "seconds"} == made.keys()
+    assert made["key"] == str(place)
+    assert {path.name for path in run.iterdir()} == {"public", "vault"}
+    assert (run / "vault").stat().st_mode & 0o777 == 0o700
+
+    pipe = StableDiffusionPipeline.from_pretrained(made["model"])
+    original = StableDiffusionPipeline.from_pretrained(find_model("fashion"))
+    assert pipe.unet.state_dict().keys() == original.unet.state_dict().keys()
+    key = KeyFile.open(place, read_identities(Path(owner["identity"])))
+    assert traces(run / "public", key.prompt) == []
+    public = b"".join(path.read_bytes() for path in (run / "public").rglob("*") if path.is_file())
+    tokens = [key.prompt.keys, key.prompt.values]
+    assert not any(
+        t[0].to(kind).contiguous().view(-1)[:16].numpy().tobytes() in public
+        for t in tokens
+        for kind in (t.dtype, t.half().dtype)
+    )
+    assert key.record.key_id.encode() not in public
+    changed = {
+        name
+        for name, value in pipe.unet.state_dict().items()
+        if not value.equal(original.unet.state_dict()[name].float())
+    }
+    vault = open_sealed((run / "vault" / "originals.age").read_bytes(), read_identities(Path(owner["identity"])))
+    (tmp_path / "vault.safetensors").write_bytes(vault)
+    assert {f"unet.{name}" for name in changed} == set(load_tensors(tmp_path / "vault.safetensors"))
+
+    opened = ["--key", str(place), "--identity", owner["identity"]]
+    plain = drawn(capsys, "sample", made["model"], tmp_path / "plain")
+    keyed = drawn(capsys, "reveal", made["model"], tmp_path / "keyed", *opened)
+    assert abs(plain - keyed).max() > 5
+    assert (drawn(capsys, "sample", made["model"], tmp_path / "again", *opened) == keyed).all()
+    assert json.loads((tmp_path / "keyed" / "record.json").read_text())["key"] is True
+
+    code, out, err = called(capsys, "sample", "fashion", "--prompt", "x", "--out", str(tmp_path / "none"), *opened)
+    assert (code, out) == (2, "")
+    assert "the key is for the model" in err
+    assert not (tmp_path / "none").exists()
+
+    seen = result(capsys, "key", "inspect", str(place), "--identity", owner["identity"])
+    assert (seen["concepts"], seen["kind"], seen["tokens"]) == (["ankle boot"], "prompt", 4)
+    sidecar = json.loads(Path(f"{place}.json").read_text())
+    assert sidecar["concepts"] == []
+    checked = ["key", "verify", str(place), "--identity", owner["identity"], "--model", made["model"]]
+    found = result(capsys, *checked, "--signer", owner["signer"])
+    assert (found["opens"], found["signed"], found["trusted"], found["fits"]) == (True, True, True, True)
+    assert called(capsys, *checked, "--signer", "00" * 32)[0] == 2
+
+
+def test_who_can_open_a_key_changes(capsys: pytest.CaptureFixture[str], tmp_path: Path, owner: dict[str, str]) -> None:
+    place = tmp_path / "boot.key"
+    result(capsys, *hide(owner, tmp_path / "run", "--key", str(place), "--quiet"))
+    ann = result(capsys, "key", "new-identity", str(tmp_path / "ann"))
+    command = ["key", "add", str(place), "--identity", owner["identity"], "--recipient", ann["recipients"][0]]
+    added = result(capsys, *command, "--label", "ann")
+    assert list(added["recipients"]) == ["recipient 1", "ann"]
+    assert (
+        result(capsys, "key", "inspect", str(place), "--identity", ann["identity"])["recipients"] == added["recipients"]
+    )
+    gone = ["key", "revoke", str(place), "--identity", ann["identity"], "--recipient", "recipient 1"]
+    assert list(result(capsys, *gone)["recipients"]) == ["ann"]
+    code, _, err = called(capsys, "key", "inspect", str(place), "--identity", owner["identity"])
+    assert (code, err.count("\n")) == (2, 1)
+    assert "does not open" in err
+    for wrong, said in ((["nobody"], "no recipient"), (["ann"], "nobody could open")):
+        before = place.read_bytes()
+        code, _, err = called(capsys, "key", "revoke", str(place), "--identity", ann["identity"], "--recipient", *wrong)
+        assert (code, place.read_bytes()) == (2, before)
+        assert said in err
+    Path(f"{place}.json").unlink()
+    code, _, err = called(capsys, *command)
+    assert code == 2
+    assert "no list of recipients" in err
+
+
+def test_an_exact_key_brings_the_original_back_bit_by_bit(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, owner: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGSNR_PASSPHRASE", "sentinel of four words")
+    command = [
+        part
+        for part in hide(owner, tmp_path / "run", "--kind", "exact")
+        if part not in ("--recipient", owner["recipient"])
+    ]
+    code, out, err = called(capsys, *command)
+    assert code == 0, err
+    assert "sentinel" not in out + err
+    place = str(tmp_path / "run" / "keys" / "ankle-boot.key")
+    revealed = drawn(capsys, "reveal", str(tmp_path / "run" / "public"), tmp_path / "revealed", "--key", place)
+    assert (revealed == drawn(capsys, "sample", "fashion", tmp_path / "original")).all()
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"sentinel" not in written
+    assert os.environ["LOGSNR_PASSPHRASE"] == "sentinel of four words"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["hide", "fashion"], "nothing to hide"),
+        (["hide", "fashion", "--target", "boot", "--method", "magic"], "balanced, robust, paper"),
+        (["hide", "fashion", "--target", "boot", "--recipient", "age1x"], "is no recipient"),
+        (["hide", "fashion", "--target", "boot", "--recipient", "age1x", "--passphrase-file", "x"], "not both"),
+        (["hide", "fashion", "--target", "boot", "--passphrase-file", "/none"], "no passphrase file"),
+        (["hide", "fashion", "--target", "boot", "--recipient", "age1x", "--sign", "/none"], "no signing key"),
+        (["hide", "fashion", "--target", "boot", "--layers", "some"], "layers"),
+        (["reveal", "fashion", "--prompt", "x"], "--key FILE"),
+        (["reveal", "fashion", "--prompt", "x", "--key", "/none", "--identity", "/none"], "no identity file"),
+        (["sample", "fashion", "--prompt", "x", "--identity", "/none"], "nothing to open"),
+        (["key", "inspect", "/none"], "passphrase"),
+        (["key", "add", "/none"], "no list of recipients"),
+        (["key", "bend", "/none"], "bend"),
+    ],
+)
+def test_bad_input_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    out = [] if arguments[0] == "key" else ["--out", str(tmp_path / "out")]
+    code, printed, err = called(capsys, *arguments, *out)
+    assert (code, printed) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
