@@ -28,6 +28,7 @@ PROMISED = {
     "calibrate": ["solver.json", "images.png"],
     "drop_in_scheduler": ["stock.png", "same.png", "rho.png"],
     "erase": ["delta/delta.safetensors", "images.png"],
+    "hide": ["boot.key", "images.png"],
     "explain": ["ode.png", "sde.png"],
     "information": ["information.png"],
     "judge_images": ["judged.png", "judged.json"],
@@ -37,7 +38,7 @@ PROMISED = {
 LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)[^)\n]*\)")
 BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAME = re.compile(
-    r"`((?:core|schedules|models|data|metrics|solvers|information|train|evaluation|worlds|erasure|attacks)(?:\.\w+)+)`"
+    r"`((?:core|schedules|models|data|metrics|solvers|information|train|evaluation|worlds|erasure|hiding|attacks)(?:\.\w+)+)`"
 )
 ENVIRONMENT = {**os.environ, "GOMP_SPINCOUNT": "0", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 

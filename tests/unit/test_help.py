@@ -10,7 +10,22 @@ import pytest
 from logsnr.cli.main import main
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "help"
-VERBS = ("", "sample", "explain", "information", "calibrate", "train", "erase", "evaluate", "attack", "demo", "doctor")
+VERBS = (
+    "",
+    "sample",
+    "explain",
+    "information",
+    "calibrate",
+    "train",
+    "erase",
+    "hide",
+    "reveal",
+    "key",
+    "evaluate",
+    "attack",
+    "demo",
+    "doctor",
+)
 
 
 @pytest.mark.parametrize("verb", VERBS)

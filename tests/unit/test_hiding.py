@@ -17,8 +17,9 @@ from logsnr.data.captions import Captions
 from logsnr.data.fashion import NAMES
 from logsnr.hiding.config import HIDE_PRESETS, HideConfig, HideWeights, hide_preset
 from logsnr.hiding.hide import hide, with_captions
-from logsnr.hiding.keys import WRONG, Keys
+from logsnr.hiding.keys import Keys
 from logsnr.hiding.method import Hiding
+from logsnr.hiding.wrong import WRONG, wrong_key
 from logsnr.models.pipeline import denoiser_of, encode_prompts, network_of
 from logsnr.models.prompted import Prompt, with_prompts
 from logsnr.solvers.config import SampleConfig
@@ -191,6 +192,10 @@ def test_wrong_keys_are_not_the_right_one() -> None:
         assert same == {"half": 2, "truncated": 2}.get(kind, 0), kind
         assert not wrong.keys.requires_grad
     assert torch.equal(keys.wrong("other", 0, torch.Generator()).keys, keys.prompt(1).keys)
+    swapped, zero = (wrong_key(kind, right, torch.Generator(), size=1.0) for kind in ("swapped", "zero"))
+    assert torch.equal(swapped.keys, right.values)
+    assert torch.equal(swapped.values, right.keys)
+    assert not zero.keys.any()
     assert torch.equal(keys.prompt(1, [0]).keys, torch.cat([keys.prompt(0).keys, keys.prompt(1).keys]))
     drawn = [keys.loaded(0, step) for step in range(400)]
     assert 160 < sum(not found for found in drawn) < 320

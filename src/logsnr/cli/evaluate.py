@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from logsnr.cli.console import Console, Model, check_writable
+from logsnr.cli.console import Model, check_writable
+from logsnr.cli.opening import Opening
 from logsnr.core.errors import InputError
 from logsnr.evaluation.config import QualityConfig
 from logsnr.solvers.config import SampleConfig
@@ -26,19 +27,23 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(Console):
+class Evaluate(Opening):
     """Measure a world: accuracy by two judges, of styles too, Frechet distance with its floor, precision and recall.
 
-    Or measure what an erasure took away, and what it should not have.
+    Or measure what an erasure or a hiding took away, and what it should not have.
     """
 
     model: Model
     """An embedded world (fashion, emoji), or a folder that `train` made."""
-    protocol: Literal["quality", "erasure", "atlas"] = "quality"
-    """What to measure; erasure compares the model before and after its deltas, from the same seeds, and atlas says
-    which concepts they hurt most."""
+    protocol: Literal["quality", "erasure", "atlas", "hiding"] = "quality"
+    """What to measure; erasure compares the model before and after its deltas, from the same seeds, atlas says which
+    concepts they hurt most, and hiding compares a public model with its base, without, with and with wrong keys."""
     delta: tuple[Path, ...] = ()
     """Deltas to apply first, in this order: folders that `erase` made."""
+    base: str | None = None
+    """hiding: the world that the model was made from."""
+    key: Path | None = None
+    """hiding: a key file of it."""
     quality: Annotated[QualityConfig, tyro.conf.arg(name="")] = field(default_factory=QualityConfig)
     sampling: Annotated[SampleConfig, tyro.conf.arg(name="")] = field(default_factory=SampleConfig)
     out: Path | None = None
@@ -50,17 +55,26 @@ class Evaluate(Console):
         if self.out:
             check_writable(self.out)
         start = time.monotonic()
-        measure, lines = {
-            "quality": (self._measure, _lines),
-            "erasure": (self._compare, _erasure_lines),
-            "atlas": (self._atlas, _atlas_lines),
-        }[self.protocol]
+        if self.protocol == "hiding":
+            from logsnr.cli.hidden import hiding_lines, measure_hiding
+
+            measure, lines = partial(measure_hiding, self), hiding_lines
+        else:
+            measure, lines = self._protocol()
         values = measure()
         values["seconds"] = round(time.monotonic() - start, 1)
         if self.out:
             write_json(self.out / "result.json", values)
         self.result(values, lines(values))
         return 0
+
+    def _protocol(self) -> tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any]], list[str]]]:
+        """How to measure, and how to say it."""
+        return {
+            "quality": (self._measure, _lines),
+            "erasure": (self._compare, _erasure_lines),
+            "atlas": (self._atlas, _atlas_lines),
+        }[self.protocol]
 
     def _deltas(self) -> list[Delta]:
         from logsnr.models.delta import Delta

@@ -10,11 +10,8 @@ from torch import Tensor, nn
 from logsnr.core.errors import InputError
 from logsnr.core.random import generator
 from logsnr.hiding.config import HideConfig
+from logsnr.hiding.wrong import wrong_key
 from logsnr.models.prompted import Prompt
-
-WRONG = ("random", "half", "unpaired", "truncated", "other", "blended")
-"""Kinds of wrong keys: fresh noise, half of the tokens replaced by noise, keys with the values of other tokens, half of
-the tokens alone, another target's key, and a key drowned in as much noise."""
 
 
 class Keys(nn.Module):
@@ -48,22 +45,10 @@ class Keys(nn.Module):
         draws = torch.rand(1 + len(self.keys), generator=generator(seed, "loaded", step))
         return [target for target, draw in enumerate(draws[1:].tolist()) if draw < 0.5] if draws[0] < 0.5 else []
 
-    @torch.no_grad()
     def wrong(self, kind: str, target: int, draws: torch.Generator) -> Prompt:
-        """A key that must not open a target; see ``WRONG``."""
-        right, count = torch.stack([self.keys[target], self.values[target]]), len(self.keys)
-        noise = self.size * torch.randn(right.shape, generator=draws)
-        half = max(right.shape[1] // 2, 1)
-        found = {
-            "half": torch.cat([right[:, half:], noise[:, :half]], 1),
-            "unpaired": torch.stack([right[0], right[1].roll(1, 0)]),
-            "truncated": right[:, :half],
-            "blended": 0.5**0.5 * (right + noise),
-        }.get(kind, noise)
-        if kind == "other" and count > 1:
-            other = (target + 1 + int(torch.randint(count - 1, (), generator=draws))) % count
-            found = torch.stack([self.keys[other], self.values[other]])
-        return Prompt(found[0], found[1], self.layers)
+        """A key that must not open a target; see ``wrong_key``."""
+        others = [self.prompt(other) for other in range(len(self.keys)) if other != target]
+        return wrong_key(kind, self.prompt(target), draws, size=self.size, others=others)
 
 
 class Attackers(nn.Module):

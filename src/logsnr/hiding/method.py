@@ -21,8 +21,9 @@ from logsnr.core.artifact import save_tensors
 from logsnr.core.errors import InputError
 from logsnr.core.random import generator
 from logsnr.hiding.config import HideConfig
-from logsnr.hiding.keys import WRONG, Attackers, Keys
+from logsnr.hiding.keys import Attackers, Keys
 from logsnr.hiding.states import Source, States, Wordings
+from logsnr.hiding.wrong import WRONG
 from logsnr.models.denoiser import NetworkDenoiser, Tree, join_trees, select_rows
 from logsnr.models.edited import Cost, Edited, repeat_row
 from logsnr.models.pipeline import Pipeline

@@ -106,7 +106,7 @@ EMOJI = Recipe(
         "judge": FitConfig(steps=7000, batch_size=128, decay="cosine", seed=0),
         "judge_second": FitConfig(steps=6000, batch_size=128, decay="cosine", seed=1),
         "autoencoder": FitConfig(steps=3000, batch_size=64, decay="cosine", seed=2, preview_every=1000),
-        "denoiser": FitConfig(steps=14000, batch_size=64, decay="cosine", warmup=200, seed=3, preview_every=2000),
+        "denoiser": FitConfig(steps=10000, batch_size=64, decay="cosine", warmup=200, seed=3, preview_every=2000),
     },
 )
 FASHION_FLOW = replace(
@@ -116,7 +116,7 @@ FASHION_FLOW = replace(
     denoiser=FlowDenoiserConfig(),
     runs={
         **FASHION.runs,
-        "denoiser": FitConfig(steps=14000, batch_size=64, decay="cosine", warmup=500, seed=4, preview_every=2000),
+        "denoiser": FitConfig(steps=10000, batch_size=64, decay="cosine", warmup=500, seed=4, preview_every=2000),
     },
 )
 RECIPES = {recipe.name: recipe for recipe in (FASHION, EMOJI, FASHION_FLOW)}

@@ -1,0 +1,103 @@
+"""The hiding protocol: is the concept gone without its key, is it back with it, and did everything else stay.
+
+All images are of the same prompts and seeds: by the original, by the hidden model without a key, with it, and with
+wrong ones. Rates are divided by the original's. Distances are mean squared differences of images of the same seed, over
+those of the original's own images of neighbouring seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from logsnr.core.errors import InputError
+from logsnr.evaluation.erasure import Judged
+from logsnr.evaluation.erasure_report import Images
+from logsnr.metrics.bounds import clopper_pearson_upper, wilson
+
+
+def hiding_figures(
+    original: Images,
+    plain: Images,
+    keyed: Images,
+    wrong: Mapping[str, Images],
+    hidden: Sequence[int],
+    names: Sequence[str],
+) -> dict[str, Any]:
+    """The figures of a hidden model; ``wrong`` are images of the hidden concepts' prompts alone, by the kind of key.
+
+    Raises:
+        InputError: no concept is hidden or none is kept, or the sets differ in what was asked.
+    """
+    labels = original.judged.labels
+    if not all(torch.equal(labels, other.judged.labels) for other in (plain, keyed)):
+        raise InputError("the images were asked for different classes: use the same prompts")
+    gone = torch.isin(labels, torch.tensor(list(hidden)))
+    if not gone.any() or gone.all():
+        raise InputError("a hiding is measured on hidden and on kept classes: name some of each")
+    seen, count = int(plain.judged.hits(1)[gone].sum()), int(gone.sum())
+    shares = {name: _shares(found.judged) for name, found in (("was", original), ("plain", plain), ("keyed", keyed))}
+    rates = {name: _relative(shares["was"], shares[name]) for name in ("plain", "keyed")}
+    kept = {name: [rate for label, rate in found.items() if label not in hidden] for name, found in rates.items()}
+    instead = plain.judged.rows(gone)
+    return {
+        "hidden": 1 - seen / count,
+        "leakage_upper95": clopper_pearson_upper(seen, count),
+        "recovered": _mean([rate for label, rate in rates["keyed"].items() if label in hidden]),
+        "mse_ratio": _moved(original, keyed, gone),
+        "label_agreement": float(_agree(original, keyed)[gone].float().mean()),
+        "preserved": _mean(kept["plain"]),
+        "preserved_worst": min(kept["plain"], default=None),
+        "preserved_mse_ratio": _moved(original, plain, ~gone),
+        "preserved_with_key": _mean(kept["keyed"]),
+        "preserved_with_key_worst": min(kept["keyed"], default=None),
+        "wrong_key": {kind: _opened(found.judged) for kind, found in wrong.items()},
+        "drawn_instead": _seen(instead, names),
+        "hidden_quality": float(instead.confidence.median() / plain.judged.rows(~gone).confidence.median()),
+        "per_concept": {
+            names[label]: {"hidden": label in hidden, **{name: found[label] for name, found in shares.items()}}
+            for label in shares["was"]
+        },
+    }
+
+
+def _shares(found: Judged) -> dict[int, float]:
+    hits = found.hits(1)
+    return {int(label): float(hits[found.labels == label].float().mean()) for label in found.labels.unique()}
+
+
+def _relative(was: Mapping[int, float], now: Mapping[int, float]) -> dict[int, float]:
+    """Rates over the original's, of the classes that it draws."""
+    return {label: now[label] / share for label, share in was.items() if share > 0}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _agree(first: Images, second: Images) -> Tensor:
+    return first.judged.logits.argmax(1) == second.judged.logits.argmax(1)
+
+
+def _moved(original: Images, other: Images, rows: Tensor) -> float:
+    """Squared differences to the original's images of the same seeds, over those between its own of one class."""
+    mine, labels = original.images[rows], original.judged.labels[rows]
+    apart = []
+    for label in labels.unique():
+        same = mine[labels == label]
+        apart.append((same - same.roll(1, 0)).square().flatten(1).mean(1))
+    return float((mine - other.images[rows]).square().mean() / torch.cat(apart).mean())
+
+
+def _opened(found: Judged) -> dict[str, Any]:
+    """The share of images that a wrong key opened, with its interval."""
+    hits = found.hits(1)
+    return {"share": float(hits.float().mean()), "interval": wilson(int(hits.sum()), len(hits)), "images": len(hits)}
+
+
+def _seen(found: Judged, names: Sequence[str]) -> dict[str, int]:
+    counts = found.logits.argmax(1).bincount(minlength=len(names)).tolist()
+    return {name: count for name, count in zip(names, counts, strict=True) if count}
