@@ -98,6 +98,15 @@ def test_a_concept_is_hidden_and_revealed(
     assert "the key is for the model" in err
     assert not (tmp_path / "none").exists()
 
+    command = ["evaluate", made["model"], "--base", "fashion", *opened, "--protocol", "hiding", "--num-images", "40"]
+    values = result(capsys, *command, "--steps", "3", "--quiet", "--out", str(tmp_path / "found"))
+    keys = {"hidden", "leakage_upper95", "recovered", "preserved", "preserved_with_key", "wrong_key", "mse_ratio"}
+    assert keys <= values.keys()
+    assert set(values["wrong_key"]) == {"random", "half", "unpaired", "truncated", "blended", "swapped", "zero"}
+    assert values["per_concept"]["ankle boot"]["hidden"]
+    assert (values["protocol"]["name"], values["protocol"]["base"]) == ("hiding", "fashion")
+    assert [path.name for path in (tmp_path / "found").iterdir()] == ["result.json"]
+
     seen = result(capsys, "key", "inspect", str(place), "--identity", owner["identity"])
     assert (seen["concepts"], seen["kind"], seen["tokens"]) == (["ankle boot"], "prompt", 4)
     sidecar = json.loads(Path(f"{place}.json").read_text())

@@ -43,7 +43,7 @@ class Erase(Console):
     """Concepts to erase, as bare names."""
     method: str = "eap"
     """eap (adversarial preservation), eap-projected (with the kept prompts protected), eap-paper (as released), robust
-    (against attacks too), esd, esd-x0, esd-preserve, spm, advunlearn, age, ca, uce, uce-tensor or rece."""
+    (against attacks too), esd, esd-x0, esd-preserve, spm, advunlearn, age, ca, mace, uce, uce-tensor or rece."""
     config: Path | None = None
     """A JSON file of any options of EraseConfig, over those of the method; the options below come after it."""
     after: tuple[Path, ...] = ()

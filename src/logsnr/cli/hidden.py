@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from logsnr.core.errors import InputError
 from logsnr.core.random import generator
+from logsnr.evaluation.config import QualityConfig
 from logsnr.evaluation.erasure import class_labels, judged
 from logsnr.evaluation.erasure_report import Images
 from logsnr.evaluation.hiding import hiding_figures
 from logsnr.evaluation.quality import describe
 from logsnr.hiding.publish import bring_back
 from logsnr.hiding.wrong import UNSEEN, WRONG, wrong_key
+from logsnr.models.pipeline import Pipeline, network_of
 from logsnr.models.prompted import Prompt
+from logsnr.solvers.config import SampleConfig
 from logsnr.solvers.sample import sample
-from logsnr.worlds.load import load, load_world
+from logsnr.worlds.load import World, load, load_world
 
 if TYPE_CHECKING:
     from logsnr.cli.evaluate import Evaluate
     from logsnr.hiding.keyfile import KeyFile
-    from logsnr.models.pipeline import Pipeline
 
 _DRAWS = 20
 """Random keys that are tried; of other wrong kinds there is one."""
@@ -34,33 +37,76 @@ def measure_hiding(verb: Evaluate) -> dict[str, Any]:
     if verb.base is None or verb.key is None:
         raise InputError("the protocol hiding needs the model before, and a key: say --base MODEL and --key FILE")
     key: KeyFile = verb.open(verb.key)
-    world, quality = load_world(verb.base), verb.quality
+    world, public = load_world(verb.base), load(verb.model)
+    key.check(network_of(public))
     hidden = class_labels(key.record.concepts, world.captions.names)
-    prompts, labels = world.source.ask(quality.num_images, held_out=quality.held_out)
-    seeds, judge = range(quality.first_seed, quality.first_seed + len(prompts)), world.judge(second=True)
-
-    def images(pipe: Pipeline, rows: Sequence[int], keys: Any = None) -> Images:
-        asked, chosen = [prompts[row] for row in rows], [seeds[row] for row in rows]
-        made = sample(pipe, asked, seeds=chosen, key=keys, config=verb.sampling, batch_size=quality.batch_size)
-        return Images(made.images, judged(judge, made.images, labels[list(rows)]))
-
-    every, original, public = range(len(prompts)), load(verb.base), load(verb.model)
-    before, plain = images(original, every), images(public, every)
-    own = [row for row in every if int(labels[row]) in hidden]
-    wrong = {kind: images(public, own, _wrong(kind, key.prompt, len(own))) for kind in (*WRONG, *UNSEEN)}
-    wrong.pop("other")  # a single key knows no other
-    opened = bring_back(public, key)
-    names = [found[0] for found in world.captions.names]
-    values = hiding_figures(before, plain, images(public, every, opened), wrong, hidden, names)
+    opened = None
+    if key.originals:
+        opened = load(verb.model)
+        bring_back(opened, key)
+    measured = Measured(world, hidden, verb.quality, verb.sampling)
+    values = measured.figures(load(verb.base), public, key.prompt, opened=opened)
     more = {"model": verb.model, "base": verb.base, "kind": key.record.kind, "sampling": asdict(verb.sampling)}
-    values["protocol"] = {**describe(quality, **more), "name": "hiding", "judge": "second"}
+    values["protocol"] = {**describe(verb.quality, **more), "name": "hiding", "judge": "second"}
     return values
 
 
-def _wrong(kind: str, right: Prompt, rows: int) -> list[Prompt]:
+@dataclass(frozen=True)
+class Measured:
+    """The prompts, seeds and judge of a measurement, ``second`` or not, of a world in which classes are hidden.
+
+    Those ``aside`` are hidden too, by other keys, and nothing is asked of them.
+    """
+
+    world: World
+    hidden: list[int]
+    quality: QualityConfig
+    sampling: SampleConfig
+    second: bool = True
+    aside: tuple[int, ...] = ()
+
+    def figures(
+        self,
+        original: Pipeline,
+        public: Pipeline,
+        prompt: Prompt,
+        others: Sequence[Prompt] = (),
+        *,
+        opened: Pipeline | None = None,
+    ) -> dict[str, Any]:
+        """``hiding_figures`` of a hidden pipeline and its key; ``others`` are keys of other targets.
+
+        ``opened`` is what an exact key makes of the hidden pipeline; another key is read by it.
+        """
+        prompts, labels = self._asked()
+        judge = self.world.judge(second=self.second)
+
+        def images(pipe: Pipeline, rows: Sequence[int], keys: Any = None) -> Images:
+            asked, chosen = [prompts[row] for row in rows], [self.quality.first_seed + row for row in rows]
+            size = self.quality.batch_size
+            made = sample(pipe, asked, seeds=chosen, key=keys, config=self.sampling, batch_size=size)
+            return Images(made.images, judged(judge, made.images, labels[list(rows)]))
+
+        every = range(len(prompts))
+        own = [row for row in every if int(labels[row]) in self.hidden]
+        kinds = [kind for kind in (*WRONG, *UNSEEN) if others or kind != "other"]
+        wrong = {kind: images(public, own, _wrong(kind, prompt, others, len(own))) for kind in kinds}
+        before, plain = images(original, every), images(public, every)
+        keyed = images(opened, every) if opened else images(public, every, prompt)
+        names = [found[0] for found in self.world.captions.names]
+        return hiding_figures(before, plain, keyed, wrong, self.hidden, names)
+
+    def _asked(self) -> tuple[list[str], Tensor]:
+        prompts, labels = self.world.source.ask(self.quality.num_images, held_out=self.quality.held_out)
+        rows = [row for row, label in enumerate(labels.tolist()) if label not in self.aside]
+        return [prompts[row] for row in rows], labels[rows]
+
+
+def _wrong(kind: str, right: Prompt, others: Sequence[Prompt], rows: int) -> list[Prompt]:
     """A wrong key for each row: of noise several in turn, else the same."""
     draws, size = generator(0, "wrong key", kind), float(torch.stack([right.keys, right.values]).std())
-    found = [wrong_key(kind, right, draws, size=size) for _ in range(_DRAWS if kind == "random" else 1)]
+    count = _DRAWS if kind == "random" else 1
+    found = [wrong_key(kind, right, draws, size=size, others=others) for _ in range(count)]
     return [found[row % len(found)] for row in range(rows)]
 
 

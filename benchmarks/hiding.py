@@ -1,0 +1,120 @@
+"""Hiding on `fashion`: what is hidden, what a key brings back, what others keep, and what wrong keys open.
+
+    python benchmarks/hiding.py [--arms balanced ...] [--cells "ankle boot" ...] [--seeds 0 1 2] [--tune]
+
+A cell is one hidden class, or several under a key each. Figures are the second judge's on held-out templates and fresh
+seeds; other classes' look-alikes are among those that are kept. ``--tune`` takes other classes and seeds, trained
+templates and the first judge, and keeps nothing. What is done is kept in results/hiding/, so that the whole can be made
+in pieces and by several processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from typing import Any
+
+from record import RESULTS
+
+import logsnr
+from logsnr.cli.hidden import Measured
+from logsnr.core.artifact import write_json
+from logsnr.evaluation.config import QualityConfig
+from logsnr.evaluation.erasure import class_labels
+from logsnr.hiding.config import HideConfig, hide_preset
+from logsnr.hiding.hide import with_captions
+from logsnr.solvers.config import SampleConfig
+from logsnr.worlds.load import load_world
+
+KEPT = RESULTS / "hiding"
+CELLS = {"boot": ("ankle boot",), "shirt": ("shirt",), "trouser": ("trouser",)}
+CELLS["all three"] = tuple(target for targets in CELLS.values() for target in targets)
+TUNED = {"sandal": ("sandal",), "coat": ("coat",)}
+ARMS: dict[str, dict[str, Any]] = {
+    "balanced": {},
+    "midout": {"layers": "midout"},
+    "all layers": {"layers": "all"},
+    "no key steps": {"prompt_steps": 0},
+    "clean data": {"loss_weighting": "x0"},
+    "conditional half": {"guidance_half": "conditional"},
+    "concept start": {"start": "concept"},
+    "1 token": {"num_tokens": 1},
+    "30 tokens": {"num_tokens": 30},
+}
+"""Changes of the preset balanced; the presets robust and paper are arms too."""
+TERMS = ("keep", "keep_with_key", "wrong_key")
+"""Each of these is left out in an arm of its own."""
+PRESETS = ("robust", "paper")
+SAMPLING = SampleConfig(steps=10, guidance_scale=2.0)
+TEST = QualityConfig(num_images=5000, first_seed=70_000_000, held_out=True)
+LOOK = QualityConfig(num_images=1000, first_seed=7_000_000, held_out=False)
+
+
+def config_of(arm: str, targets: tuple[str, ...], seed: int) -> HideConfig:
+    """What an arm trains."""
+    preset = hide_preset(arm if arm in PRESETS else "balanced", *targets)
+    if arm.startswith("no ") and (term := arm.removeprefix("no ").replace(" ", "_")) in TERMS:
+        preset = replace(preset, weights=replace(preset.weights, **{term: 0.0}))
+    preset = replace(preset, **ARMS.get(arm, {}))
+    return replace(preset, run=replace(preset.run, seed=seed))
+
+
+def run(arm: str, targets: tuple[str, ...], seed: int, *, look: bool) -> dict[str, Any]:
+    """Hide, and measure every target's key; the public model lacks all of them."""
+    start, world, pipe, public = time.monotonic(), load_world("fashion"), logsnr.load("fashion"), logsnr.load("fashion")
+    config = with_captions(world.captions, config_of(arm, targets, seed))
+    hidden = logsnr.hide(pipe, config=config)
+    seconds = time.monotonic() - start
+    hidden.change.merge(public)
+    figures = {}
+    for target, key in hidden.keys.items():
+        others = {name: other for name, other in hidden.keys.items() if name != target}
+        gone, aside = (class_labels(names, world.captions.names) for names in ([target], list(others)))
+        quality = LOOK if look else TEST
+        measured = Measured(world, gone, quality, SAMPLING, second=not look, aside=tuple(aside))
+        figures[target] = measured.figures(pipe, public, key, list(others.values()))
+    return {
+        "arm": arm,
+        "targets": list(targets),
+        "seed": seed,
+        "hide_seconds": round(seconds, 1),
+        "evaluation_equivalents": hidden.cost.evaluation_equivalents,
+        "figures": figures,
+        "seconds": round(time.monotonic() - start, 1),
+    }
+
+
+def shown(row: dict[str, Any]) -> dict[str, Any]:
+    """What a line of progress says of a row: the targets' means, and the worst wrong key."""
+    found = list(row["figures"].values())
+    names = ("hidden", "recovered", "mse_ratio", "preserved", "preserved_mse_ratio", "preserved_with_key")
+    means = {name: round(sum(f[name] for f in found) / len(found), 3) for name in names}
+    worst = max((kind["share"], name) for f in found for name, kind in f["wrong_key"].items())
+    return {**means, "worst_wrong_key": worst, "seconds": row["hide_seconds"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    known = [*ARMS, *PRESETS, *(f"no {term.replace('_', ' ')}" for term in TERMS)]
+    parser.add_argument("--arms", nargs="+", default=["balanced"], choices=known)
+    parser.add_argument("--cells", nargs="+", choices=[*CELLS, *TUNED])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--tune", action="store_true")
+    chosen = parser.parse_args()
+    cells = TUNED if chosen.tune else CELLS
+    for seed in chosen.seeds:
+        for cell in chosen.cells or cells:
+            for arm in chosen.arms:
+                place = KEPT / f"fashion-{cell}-{arm}-{seed}.json".replace(" ", "_")
+                if not chosen.tune and place.exists():
+                    continue
+                row = run(arm, cells[cell], (90_000 if chosen.tune else 40_000) + seed, look=chosen.tune)
+                print(cell, arm, seed, json.dumps(shown(row)), flush=True)
+                if not chosen.tune:
+                    write_json(place, row)
+
+
+if __name__ == "__main__":
+    main()
