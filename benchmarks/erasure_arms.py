@@ -80,7 +80,8 @@ def closed(name: str, **changes: Any) -> Callable[[Any, Task], Iterator[Snapshot
     def run(pipe: Any, task: Task) -> Iterator[Snapshot]:
         for scale in SCALES:
             config = replace(_config(name, task), closed_form_scale=scale, **changes)
-            yield _snapshot(scale, erase(pipe, config=config), 0)
+            delta = erase(pipe, config=replace(config, run=replace(config.run, seed=task.seed)))
+            yield _snapshot(scale, delta, delta.record.metrics.get("evaluation_equivalents", 0))
 
     return run
 

@@ -84,7 +84,8 @@ def _tested(runs: Sequence[Run], name: str, world: str, claims: Sequence[Claim])
         value, draws = resampled(matched, claim.measure) if matched else (float("nan"), np.array([np.nan]))
         if np.isnan(value):
             return None
-        tests.append(_test(claim, value, draws[np.isfinite(draws)], len(matched)))
+        reached = [bool(np.isfinite([kept(run, None) for run in pair]).all()) for pair in matched]
+        tests.append({**_test(claim, value, draws[np.isfinite(draws)], len(matched)), "both_reached": sum(reached)})
     return {"hypothesis": name, "world": world, "p": max(test["p"] for test in tests), "tests": tests}
 
 

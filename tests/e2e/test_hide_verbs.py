@@ -18,6 +18,7 @@ from logsnr.hiding.lock import open_sealed, read_identities
 from logsnr.hiding.publish import traces
 from logsnr.worlds.load import find_model
 
+BOOT, NOBODY = ["hide", "fashion", "--target", "boot"], ["--owner", "age1x", "--recipient", "age1x"]
 QUICK = {"trajectory_steps": 4, "bank_size": 2, "num_tokens": 4}
 
 
@@ -41,7 +42,8 @@ def owner(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> dict[str, str]:
 
 def hide(owner: dict[str, str], out: Path, *more: str) -> list[str]:
     command = ["hide", "fashion", "--target", "ankle boot", "--config", owner["options"], "--out", str(out)]
-    command += ["--recipient", owner["recipient"], "--steps", "6", "--batch-size", "2", "--learning-rate", "0.003"]
+    command += ["--recipient", owner["recipient"], "--owner", owner["recipient"]]
+    command += ["--steps", "6", "--batch-size", "2", "--learning-rate", "0.003"]
     return [*command, *more]
 
 
@@ -117,6 +119,18 @@ def test_a_concept_is_hidden_and_revealed(
     assert called(capsys, *checked, "--signer", "00" * 32)[0] == 2
 
 
+def test_a_folder_of_someone_else_is_left_alone(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, owner: dict[str, str]
+) -> None:
+    (tmp_path / "run" / "work").mkdir(parents=True)
+    (tmp_path / "run" / "work" / "thesis").write_text("mine")
+    for more in ([], ["--resume"]):
+        code, _, err = called(capsys, *hide(owner, tmp_path / "run", *more))
+        assert code == 2
+        assert "work is there" in err
+    assert (tmp_path / "run" / "work" / "thesis").read_text() == "mine"
+
+
 def test_who_can_open_a_key_changes(capsys: pytest.CaptureFixture[str], tmp_path: Path, owner: dict[str, str]) -> None:
     place = tmp_path / "boot.key"
     result(capsys, *hide(owner, tmp_path / "run", "--key", str(place), "--quiet"))
@@ -124,6 +138,9 @@ def test_who_can_open_a_key_changes(capsys: pytest.CaptureFixture[str], tmp_path
     command = ["key", "add", str(place), "--identity", owner["identity"], "--recipient", ann["recipients"][0]]
     added = result(capsys, *command, "--label", "ann")
     assert list(added["recipients"]) == ["recipient 1", "ann"]
+    code, _, err = called(capsys, *command, "--label", "ann")
+    assert code == 2
+    assert "is a recipient already" in err
     assert (
         result(capsys, "key", "inspect", str(place), "--identity", ann["identity"])["recipients"] == added["recipients"]
     )
@@ -150,12 +167,12 @@ def test_an_exact_key_brings_the_original_back_bit_by_bit(
     command = [
         part
         for part in hide(owner, tmp_path / "run", "--kind", "exact")
-        if part not in ("--recipient", owner["recipient"])
+        if part not in ("--recipient", "--owner", owner["recipient"])
     ]
     code, out, err = called(capsys, *command)
     assert code == 0, err
     assert "sentinel" not in out + err
-    place = str(tmp_path / "run" / "keys" / "ankle-boot.key")
+    place = str(tmp_path / "run" / "keys" / "key-1.key")
     revealed = drawn(capsys, "reveal", str(tmp_path / "run" / "public"), tmp_path / "revealed", "--key", place)
     assert (revealed == drawn(capsys, "sample", "fashion", tmp_path / "original")).all()
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
@@ -167,12 +184,16 @@ def test_an_exact_key_brings_the_original_back_bit_by_bit(
     ("arguments", "said"),
     [
         (["hide", "fashion"], "nothing to hide"),
-        (["hide", "fashion", "--target", "boot", "--method", "magic"], "balanced, robust, paper"),
-        (["hide", "fashion", "--target", "boot", "--recipient", "age1x"], "is no recipient"),
-        (["hide", "fashion", "--target", "boot", "--recipient", "age1x", "--passphrase-file", "x"], "not both"),
-        (["hide", "fashion", "--target", "boot", "--passphrase-file", "/none"], "no passphrase file"),
-        (["hide", "fashion", "--target", "boot", "--recipient", "age1x", "--sign", "/none"], "no signing key"),
-        (["hide", "fashion", "--target", "boot", "--layers", "some"], "layers"),
+        ([*BOOT, "--method", "magic"], "balanced, robust, paper"),
+        ([*BOOT, *NOBODY], "is no recipient"),
+        ([*BOOT, *NOBODY, "--passphrase-file", "x"], "not both"),
+        ([*BOOT, "--passphrase-file", "/none"], "no passphrase file"),
+        ([*BOOT, *NOBODY, "--sign", "/none"], "no signing key"),
+        ([*BOOT, "--layers", "some"], "layers"),
+        ([*BOOT, "--recipient", "age1x"], "--owner"),
+        ([*BOOT, "--not-after", "2027-01-31"], "with its zone"),
+        ([*BOOT, "bag", "--kind", "exact"], "hide one concept"),
+        ([*BOOT, "--key", "/proc/boot.key"], "/proc"),
         (["reveal", "fashion", "--prompt", "x"], "--key FILE"),
         (["reveal", "fashion", "--prompt", "x", "--key", "/none", "--identity", "/none"], "no identity file"),
         (["sample", "fashion", "--prompt", "x", "--identity", "/none"], "nothing to open"),

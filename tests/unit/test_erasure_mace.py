@@ -68,7 +68,7 @@ def test_attention_is_what_diffusers_computes() -> None:
 
 def test_a_name_is_found_in_every_template() -> None:
     pipe = tiny_sd()
-    method = AttentionErasure(pipe, config("running shoe"))
+    method = AttentionErasure(pipe, config("running shoe"), torch.zeros(1, 4, 8, 8))
     ids = pipe.tokenizer(["a photo of a running shoe", "the small running shoe"], padding="max_length").input_ids
     words = [[pipe.tokenizer.decode([token]) for token in row] for row in ids]
     marked = [

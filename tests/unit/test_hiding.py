@@ -14,12 +14,13 @@ from torch import Tensor
 from logsnr.core.config import from_dict, to_dict
 from logsnr.core.errors import InputError, UnsupportedError
 from logsnr.data.captions import Captions
+from logsnr.data.emoji import emoji_captions
 from logsnr.data.fashion import NAMES
 from logsnr.hiding.config import HIDE_PRESETS, HideConfig, HideWeights, hide_preset
 from logsnr.hiding.hide import hide, with_captions
 from logsnr.hiding.keys import Keys
 from logsnr.hiding.method import Hiding
-from logsnr.hiding.wrong import WRONG, wrong_key
+from logsnr.hiding.wrong import WRONG, kinds_for, wrong_key
 from logsnr.models.pipeline import denoiser_of, encode_prompts, network_of
 from logsnr.models.prompted import Prompt, with_prompts
 from logsnr.solvers.config import SampleConfig
@@ -161,6 +162,10 @@ def test_a_run_that_goes_on_is_the_same(tmp_path: Path, trajectories: str) -> No
     whole = made(7)
     made(4, out=tmp_path, checkpoint_every=1)
     resumed = made(7, out=tmp_path, resume=True)
+    method = Hiding(tiny_sd(), config("boot", weights=BOTH, trajectories=trajectories))
+    with pytest.raises(InputError, match="other settings"):
+        next(fit(method, None, FitConfig(steps=7, batch_size=4, warmup=0, clip=0.5, out=tmp_path, resume=True)))
+    method.edited.restore()
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
@@ -196,6 +201,8 @@ def test_wrong_keys_are_not_the_right_one() -> None:
     assert torch.equal(swapped.keys, right.values)
     assert torch.equal(swapped.values, right.keys)
     assert not zero.keys.any()
+    assert kinds_for(1) == ["random", "half", "other", "blended"], "of one token nothing can be cut or exchanged"
+    assert kinds_for(2) == list(WRONG)
     assert torch.equal(keys.prompt(1, [0]).keys, torch.cat([keys.prompt(0).keys, keys.prompt(1).keys]))
     drawn = [keys.loaded(0, step) for step in range(400)]
     assert 160 < sum(not found for found in drawn) < 320
@@ -226,6 +233,10 @@ def test_a_world_words_what_is_hidden_and_kept() -> None:
     assert {"boot", "ankle boot", "a photo of an ankle boot"} <= set(worded)
     assert {"a photo of a sneaker", "trainer"} <= set(found.anchors)
     assert not any("boot" in prompt for prompt in found.anchors)
+    with pytest.raises(InputError, match="names of one class"):
+        with_captions(captions, HideConfig(("boot", "ankle boot")))
+    styled = with_captions(emoji_captions(), HideConfig(("noto",)))
+    assert not any("noto" in prompt.split() for prompt in styled.anchors)
     own = HideConfig(("boot",), wordings=(("x",),), anchors=("y",))
     assert with_captions(captions, own) == own
 
@@ -244,6 +255,18 @@ def test_a_world_words_what_is_hidden_and_kept() -> None:
 def test_what_cannot_be_is_refused(given: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         HideConfig(**given)
+
+
+def test_nothing_to_keep_is_warned_of_and_an_interruption_restores() -> None:
+    pipe = tiny_sd()
+    before = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
+
+    def stop(_progress: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.warns(UserWarning, match="name anchors"), pytest.raises(KeyboardInterrupt):
+        hide(pipe, config=config(anchors=()), progress=stop)
+    assert all(torch.equal(value, before[name]) for name, value in pipe.unet.state_dict().items())
 
 
 def test_networks_that_read_no_keys_are_refused_and_come_back() -> None:

@@ -106,9 +106,13 @@ def test_absurd_work_is_refused_before_it_is_done(work: str) -> None:
 def test_what_is_no_key_file_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyFormatError, match="is no key file"):
         open_sealed(b"PK\x03\x04", [IDENTITY])
-    monkeypatch.setattr(lock, "_MOST_BYTES", 10)
-    with pytest.raises(KeyFormatError, match="has 11 bytes"):
-        open_sealed(bytes(11), [IDENTITY])
+    monkeypatch.setattr(lock, "MOST_BYTES", 10)
+    with pytest.raises(KeyFormatError, match="has 21 bytes"):
+        open_sealed(bytes(21), [IDENTITY])
+    monkeypatch.setattr(keyfile, "MOST_BYTES", 10)
+    with pytest.raises(InputError, match="key files have at most 10"):
+        key().save(Path("never.key"), [RECIPIENT])
+    assert not Path("never.key").exists()
 
 
 def changed(**record: object) -> bytes:
@@ -174,8 +178,9 @@ def test_a_key_is_for_one_model_and_its_casts() -> None:
     made.check(copy.deepcopy(NETWORK).half())
     made.check(copy.deepcopy(NETWORK).bfloat16())
     with torch.no_grad():
-        network.conv_in.weight[0, 0, 0, 0] += 0.1
-    with pytest.raises(ModelMismatchError, match=fingerprints(NETWORK)[0]):
+        weight = network.conv_in.weight[0, 0, 0, 0]
+        weight.copy_(torch.nextafter(weight, weight + 1))
+    with pytest.raises(ModelMismatchError, match=fingerprints(NETWORK)[0][:16]):
         made.check(network)
     narrow = replace(made, prompt=Prompt(torch.zeros(2, 4), torch.zeros(2, 4)))
     with pytest.raises(KeyShapeError, match="width 4"):
@@ -186,6 +191,9 @@ def test_dates_are_advice_that_is_followed() -> None:
     now = datetime(2030, 1, 2, tzinfo=UTC)
     early, late = ((now + timedelta(days=days)).isoformat() for days in (-1, 1))
     key(not_before=early, not_after=late).check(NETWORK, now)
+    for text in ("2030-01-01", "tomorrow"):
+        with pytest.raises(InputError, match="no moment with its zone"):
+            key(not_after=text)
     with pytest.raises(KeyExpiredError, match="valid from"):
         key(not_before=late).check(NETWORK, now)
     with pytest.raises(KeyExpiredError, match="until"):
@@ -220,6 +228,10 @@ def test_passphrases_come_from_a_file_the_environment_or_a_terminal(
     monkeypatch.delenv("LOGSNR_PASSPHRASE")
     monkeypatch.setattr("getpass.getpass", lambda asked: f"typed at {asked}")
     assert read_passphrase(ask="Passphrase: ").reveal() == "typed at Passphrase: "
+    with pytest.raises(InputError, match="differ"):
+        read_passphrase(ask="Passphrase: ", twice=True)
+    monkeypatch.setattr("getpass.getpass", lambda asked: "twice")
+    assert read_passphrase(ask="Passphrase: ", twice=True).reveal() == "twice"
     with pytest.raises(MissingError, match="--passphrase-file"):
         read_passphrase()
     with pytest.raises(MissingError, match="no passphrase file"):
@@ -251,7 +263,10 @@ def test_a_sidecar_tells_the_file_apart_and_is_signed(tmp_path: Path) -> None:
         found.check(content, trusted=other)
     with pytest.raises(TamperedKeyError, match="not signed by the key"):
         plain.check(content, trusted=public)
-    for change in ({"recipients": {"eve": RECIPIENT}}, {"signer": other}, {"signature": "00"}, {"concepts": ("x",)}):
+    with pytest.raises(TamperedKeyError, match="changed after"):
+        replace(plain, signer=public).check(content, trusted=public)  # the name of who is trusted, and no signature
+    changes = ({"recipients": {"eve": RECIPIENT}}, {"signer": other}, {"signature": "00"}, {"concepts": ("x",)})
+    for change in (*changes, {"signature": None}, {"signer": None}):
         with pytest.raises(TamperedKeyError, match="changed after"):
             replace(found, **change).check(content)
     assert (tmp_path / "signer.pem").stat().st_mode & 0o777 == 0o600

@@ -247,6 +247,12 @@ def test_what_does_not_fit_is_refused() -> None:
         with_prompts(inputs(pipe)[2], [None])
     with pytest.raises(UnsupportedError, match="cannot read a prompt"):
         projections(network_of(tiny_pixart()), "mid")
+    prompt = prompt_for(pipe.unet)
+    with pytest.raises(UnsupportedError, match="was not called in this thread"), reading(pipe.unet, prompt):
+        pass
+    half = replace(prompt_for(pipe.unet), half="conditional")
+    with pytest.raises(InputError, match="conditional half"), reading(pipe.unet, half):
+        pass
     pipe.unet.enable_gradient_checkpointing()
     x, timestep, cond = inputs(pipe)
     with pytest.raises(UnsupportedError, match="checkpointing"):

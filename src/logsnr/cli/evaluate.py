@@ -42,8 +42,8 @@ class Evaluate(Opening):
     """Deltas to apply first, in this order: folders that `erase` made."""
     base: str | None = None
     """hiding: the world that the model was made from."""
-    key: Path | None = None
-    """hiding: a key file of it."""
+    key: tuple[Path, ...] = ()
+    """hiding: the key file to measure; further ones are of what else the model hides, which is left aside."""
     quality: Annotated[QualityConfig, tyro.conf.arg(name="")] = field(default_factory=QualityConfig)
     sampling: Annotated[SampleConfig, tyro.conf.arg(name="")] = field(default_factory=SampleConfig)
     out: Path | None = None

@@ -17,7 +17,7 @@ from logsnr.evaluation.erasure_report import Images
 from logsnr.evaluation.hiding import hiding_figures
 from logsnr.evaluation.quality import describe
 from logsnr.hiding.publish import bring_back
-from logsnr.hiding.wrong import UNSEEN, WRONG, wrong_key
+from logsnr.hiding.wrong import UNSEEN, WRONG, kinds_for, wrong_key
 from logsnr.models.pipeline import Pipeline, network_of
 from logsnr.models.prompted import Prompt
 from logsnr.solvers.config import SampleConfig
@@ -26,7 +26,6 @@ from logsnr.worlds.load import World, load, load_world
 
 if TYPE_CHECKING:
     from logsnr.cli.evaluate import Evaluate
-    from logsnr.hiding.keyfile import KeyFile
 
 _DRAWS = 20
 """Random keys that are tried; of other wrong kinds there is one."""
@@ -34,18 +33,21 @@ _DRAWS = 20
 
 def measure_hiding(verb: Evaluate) -> dict[str, Any]:
     """All figures of a hidden model, by the second judge of the world that it was made from."""
-    if verb.base is None or verb.key is None:
+    if verb.base is None or not verb.key:
         raise InputError("the protocol hiding needs the model before, and a key: say --base MODEL and --key FILE")
-    key: KeyFile = verb.open(verb.key)
+    key, *others = (verb.open(place) for place in verb.key)
     world, public = load_world(verb.base), load(verb.model)
-    key.check(network_of(public))
-    hidden = class_labels(key.record.concepts, world.captions.names)
+    for each in (key, *others):
+        each.check(network_of(public))
+    names = world.captions.names
+    hidden = class_labels(key.record.concepts, names)
+    aside = class_labels([concept for other in others for concept in other.record.concepts], names)
     opened = None
     if key.originals:
         opened = load(verb.model)
         bring_back(opened, key)
-    measured = Measured(world, hidden, verb.quality, verb.sampling)
-    values = measured.figures(load(verb.base), public, key.prompt, opened=opened)
+    measured = Measured(world, hidden, verb.quality, verb.sampling, aside=tuple(aside))
+    values = measured.figures(load(verb.base), public, key.prompt, [other.prompt for other in others], opened=opened)
     more = {"model": verb.model, "base": verb.base, "kind": key.record.kind, "sampling": asdict(verb.sampling)}
     values["protocol"] = {**describe(verb.quality, **more), "name": "hiding", "judge": "second"}
     return values
@@ -81,20 +83,21 @@ class Measured:
         prompts, labels = self._asked()
         judge = self.world.judge(second=self.second)
 
-        def images(pipe: Pipeline, rows: Sequence[int], keys: Any = None) -> Images:
-            asked, chosen = [prompts[row] for row in rows], [self.quality.first_seed + row for row in rows]
+        def images(pipe: Pipeline, rows: Sequence[int], keys: Any = None, *, apart: int = 0) -> Images:
+            asked, chosen = [prompts[row] for row in rows], [self.quality.first_seed + apart + row for row in rows]
             size = self.quality.batch_size
             made = sample(pipe, asked, seeds=chosen, key=keys, config=self.sampling, batch_size=size)
             return Images(made.images, judged(judge, made.images, labels[list(rows)]))
 
         every = range(len(prompts))
         own = [row for row in every if int(labels[row]) in self.hidden]
-        kinds = [kind for kind in (*WRONG, *UNSEEN) if others or kind != "other"]
+        kinds = [kind for kind in kinds_for(len(prompt.keys), (*WRONG, *UNSEEN)) if others or kind != "other"]
         wrong = {kind: images(public, own, _wrong(kind, prompt, others, len(own))) for kind in kinds}
         before, plain = images(original, every), images(public, every)
+        again = images(original, every, apart=len(prompts)).images
         keyed = images(opened, every) if opened else images(public, every, prompt)
         names = [found[0] for found in self.world.captions.names]
-        return hiding_figures(before, plain, keyed, wrong, self.hidden, names)
+        return hiding_figures(before, again, plain, keyed, wrong, self.hidden, names)
 
     def _asked(self) -> tuple[list[str], Tensor]:
         prompts, labels = self.world.source.ask(self.quality.num_images, held_out=self.quality.held_out)

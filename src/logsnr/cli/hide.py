@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import time
 from dataclasses import dataclass, replace
@@ -38,7 +37,9 @@ class Hide(Sealing):
     config: Path | None = None
     """A JSON file of any options of HideConfig, over those of the method; the options below come after it."""
     key: Path | None = None
-    """The key file to write; of several concepts a folder of key files. By default OUT/keys."""
+    """The key file to write; of several concepts a folder, with one for each in their order; by default OUT/keys."""
+    owner: tuple[str, ...] = ()
+    """Recipients who can open the vault; by default the passphrase of the key does. Needed beside --recipient."""
     kind: Literal["prompt", "exact"] = "prompt"
     """What a key holds: a prompt, or the original weights too, which bring the model back bit by bit."""
     not_after: str | None = None
@@ -73,14 +74,30 @@ class Hide(Sealing):
         from logsnr.worlds.load import is_world, load, load_world
 
         config = self._config()
-        check_writable(self.out)
-        for place in (self.out / "public", *self._places(config.targets).values()):
-            if place.exists():
-                raise InputError(f"{place} exists already: choose another place, or remove it first")
+        self._check(config)
         pipe = load(self.model)
         if is_world(self.model):
             config = with_captions(load_world(self.model).captions, config)
         return self._dry_run(pipe, config) if self.dry_run else self._hide(pipe, config)
+
+    def _check(self, config: HideConfig) -> None:
+        """Refuse, before any work, what could not be written in the end."""
+        from logsnr.hiding.keyfile import check_moment
+
+        places = self._places(config.targets)
+        for folder in (self.out, *(place.parent for place in places.values())):
+            check_writable(folder)
+        for place in (self.out / "public", self.out / "vault", *places.values()):
+            if place.exists():
+                raise InputError(f"{place} exists already: choose another place, or remove it first")
+        if (self.out / "work").exists() and not (self.resume and (self.out / "work" / "run").is_dir()):
+            raise InputError(f"{self.out / 'work'} is there: add --resume to go on with it, or choose another --out")
+        if self.kind == "exact" and len(config.targets) > 1:
+            raise InputError("an exact key brings all that was hidden back: hide one concept, or take the kind prompt")
+        if self.recipient and not self.owner:
+            raise InputError("say who the vault is for, which has the original weights: --owner age1..., yourself")
+        if self.not_after:
+            check_moment(self.not_after)
 
     def _config(self) -> HideConfig:
         """The method's options, then those of the file, then those given."""
@@ -106,13 +123,14 @@ class Hide(Sealing):
         if self.key and len(targets) == 1:
             return {targets[0]: self.key}
         folder = self.key or self.out / "keys"
-        return {target: folder / f"{re.sub(r'[^a-z0-9]+', '-', target.lower()).strip('-')}.key" for target in targets}
+        return {target: folder / f"key-{number}.key" for number, target in enumerate(targets, 1)}
 
     def _hide(self, pipe: Pipeline, config: HideConfig) -> int:
         from logsnr.hiding.hide import hide_steps
 
         start, work = time.monotonic(), self.out / "work"
-        signing, openers = self._signing(), self.openers()  # before hours of training
+        signing, openers, owner = self._signing(), self.openers(), self._owner()  # before hours of training
+        self._fits(pipe, config)
         work.mkdir(mode=0o700, parents=True, exist_ok=True)  # its checkpoints hold the keys
         config = replace(config, run=replace(config.run, out=work / "run"))
         steps, bar = hide_steps(pipe, config), None
@@ -131,24 +149,45 @@ class Hide(Sealing):
                     return 130
         if bar:
             bar.close()
-        values = self._write(pipe, hidden, config, openers, signing)
+        values = self._write(pipe, hidden, config, openers, owner or openers, signing)
         shutil.rmtree(work)
         values |= {"network_evaluations": hidden.cost.network_evaluations}
         values["seconds"] = round(time.monotonic() - start, 1)
         self.result(values, _lines(config, values))
         return 0
 
+    def _owner(self) -> Any:
+        from logsnr.hiding.lock import check_recipients
+
+        check_recipients(self.owner)
+        return (self.owner, None) if self.owner else None
+
+    def _fits(self, pipe: Pipeline, config: HideConfig) -> None:
+        """Refuse an exact key that would be too large."""
+        from logsnr.hiding.lock import MOST_BYTES
+        from logsnr.models.parameters import select_parameters
+        from logsnr.models.pipeline import network_of
+
+        changed = select_parameters(network_of(pipe), config.modules).values()
+        size = sum(parameter.numel() * parameter.element_size() for parameter in changed)
+        if self.kind == "exact" and size > 0.9 * MOST_BYTES:
+            raise InputError(
+                f"an exact key of {size:,} bytes is too large, {MOST_BYTES:,} are allowed: edit fewer parameters, or "
+                "take the kind prompt"
+            )
+
     def _signing(self) -> Any:
         from logsnr.hiding.sidecar import read_signing_key
 
         return read_signing_key(self.sign) if self.sign else None
 
-    def _write(self, pipe: Pipeline, hidden: Hidden, config: HideConfig, openers: Any, signing: Any) -> dict[str, Any]:
-        """The public model, the vault, and the keys with their sidecars."""
+    def _write(
+        self, pipe: Pipeline, hidden: Hidden, config: HideConfig, openers: Any, owner: Any, signing: Any
+    ) -> dict[str, Any]:
+        """The keys with their sidecars, then the vault and the public model."""
         from logsnr.hiding.publish import Openers, keys_of, publish
         from logsnr.hiding.sidecar import describe
 
-        model = publish(pipe, hidden, config, self.out, Openers(*openers))
         keys = keys_of(pipe, hidden, exact=self.kind == "exact", not_after=self.not_after)
         places = self._places(config.targets)
         for target, key in keys.items():
@@ -157,12 +196,10 @@ class Hide(Sealing):
             listed = {f"recipient {place}": text for place, text in enumerate(openers[0], 1)}
             sidecar = describe(key, places[target].read_bytes(), listed, public_names=self.public_names)
             (sidecar.signed(signing) if signing else sidecar).save(places[target])
+        model = publish(pipe, hidden, config, self.out, Openers(*owner))
         written = [str(place) for place in places.values()]
-        return {
-            "model": str(model),
-            "vault": str(self.out / "vault"),
-            "key": written if len(written) > 1 else written[0],
-        }
+        found = written if len(written) > 1 else written[0]
+        return {"model": str(model), "vault": str(self.out / "vault"), "key": found}
 
     def _dry_run(self, pipe: Pipeline, config: HideConfig) -> int:
         from logsnr.hiding.hide import hide

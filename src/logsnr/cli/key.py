@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -77,6 +78,7 @@ class Key(Opening):
         from logsnr.worlds.load import load
 
         found, sidecar = self.open(self.file, trusted=self.signer), Sidecar.open(self.file)
+        found.check_dates()
         if self.model:
             found.check(network_of(load(self.model)))
         signed = "signed by the key that is trusted" if self.signer else "signed" if sidecar and sidecar.signer else ""
@@ -94,14 +96,19 @@ class Key(Opening):
     def _add(self) -> tuple[dict[str, Any], list[str]]:
         listed = self._listed()
         for text in self._named():
-            listed[self.label or f"recipient {len(listed) + 1}"] = text
+            free = (f"recipient {number}" for number in count(1))
+            label = self.label or next(name for name in free if name not in listed)
+            if label in listed:
+                raise InputError(f"{label!r} is a recipient already: choose another --label, or revoke it first")
+            listed[label] = text
         return self._seal_anew(listed)
 
     def _revoke(self) -> tuple[dict[str, Any], list[str]]:
         listed, gone = self._listed(), set(self._named())
         if unknown := gone - {*listed, *listed.values()}:
             raise InputError(f"{min(unknown)!r} is no recipient of {self.file}: it has {', '.join(listed)}")
-        kept = {label: text for label, text in listed.items() if not gone & {label, text}}
+        closed = {text for label, text in listed.items() if gone & {label, text}}
+        kept = {label: text for label, text in listed.items() if text not in closed}
         if not kept:
             raise InputError("nobody could open the key any more: add another recipient first, or remove the file")
         return self._seal_anew(kept)
@@ -127,12 +134,14 @@ class Key(Opening):
 
     def _seal_anew(self, listed: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
         """The same key for other recipients, under a fresh file key, and its sidecar."""
-        from logsnr.hiding.sidecar import Sidecar, describe, read_signing_key
+        from logsnr.hiding.lock import check_recipients
+        from logsnr.hiding.sidecar import Sidecar, describe, public_half, read_signing_key
 
-        before, found = Sidecar.open(self.file), self.open(self.file)
-        if before and before.signer and not self.sign:
+        before, signing = Sidecar.open(self.file), read_signing_key(self.sign) if self.sign else None
+        if before and before.signer and not signing:
             raise InputError("the sidecar is signed: say --sign FILE, so that the new one is too")
-        signing = read_signing_key(self.sign) if self.sign else None
+        check_recipients(list(listed.values()))
+        found = self.open(self.file, trusted=public_half(signing) if signing else None)  # the list is as we signed it
         found.save(self.file, list(listed.values()))
         names = self.public_names or bool(before and before.concepts)
         sidecar = describe(found, self.file.read_bytes(), listed, public_names=names)

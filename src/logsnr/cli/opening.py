@@ -35,15 +35,16 @@ class Opening(Console):
 
     def open(self, place: Path, *, trusted: str | None = None) -> KeyFile:
         """A key from its file, whose sidecar has to fit if there is one."""
-        from logsnr.hiding.keyfile import KeyFile
+        from logsnr.hiding.keyfile import KeyFile, read_key
+        from logsnr.hiding.lock import open_sealed
         from logsnr.hiding.sidecar import Sidecar
 
-        sidecar = Sidecar.open(place)
-        if sidecar is not None and place.is_file():
-            sidecar.check(place.read_bytes(), trusted)
+        secrets, content, sidecar = self.secrets(), read_key(place), Sidecar.open(place)
+        if sidecar is not None:
+            sidecar.check(content, trusted)
         elif trusted is not None:
             raise InputError(f"{place} has no sidecar, so nobody has signed it: get it, or leave --signer out")
-        return KeyFile.open(place, **self.secrets())
+        return KeyFile.from_bytes(open_sealed(content, **secrets))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,4 +66,4 @@ class Sealing(Console):
         if self.recipient:
             check_recipients(self.recipient)
             return self.recipient, None
-        return (), read_passphrase(self.passphrase_file, ask="Passphrase for the key: ")
+        return (), read_passphrase(self.passphrase_file, ask="Passphrase for the key: ", twice=True)

@@ -21,12 +21,13 @@ from logsnr.erasure.closed_form import check_projection, closed_form, paired_tex
 from logsnr.erasure.config import EraseConfig
 from logsnr.erasure.levels import normal, with_floor
 from logsnr.erasure.method import OutputErasure
+from logsnr.erasure.scores import Scores
 from logsnr.models.adapters import merged_weights
 from logsnr.models.delta import Delta, DeltaRecord, check_editable
 from logsnr.models.denoiser import select_rows
 from logsnr.models.fingerprint import fingerprint
 from logsnr.models.parameters import select_parameters
-from logsnr.models.pipeline import Pipeline, component_of, network_of
+from logsnr.models.pipeline import Pipeline, component_of, encode_prompts, network_of
 from logsnr.train.loop import Progress, fit
 from logsnr.train.method import Batch, Loss
 
@@ -35,14 +36,15 @@ _WINDOW = (0.2, 0.4, 50.0)
 
 
 class AttentionErasure(OutputErasure):
-    """Train adapters of keys and values until little attention goes to the name of the one target."""
+    """Train adapters of keys and values until little attention goes to the name of the one target.
 
-    def __init__(self, pipe: Pipeline, config: EraseConfig):
+    ``images`` are latents (n, ...) of the target, by the original.
+    """
+
+    def __init__(self, pipe: Pipeline, config: EraseConfig, images: Tensor):
+        self.prompts = encode_prompts(pipe, [prompt for _, prompt in _worded(config)], guided=False).values
+        self.names, self.images = _spans(pipe, config), images
         super().__init__(pipe, config)
-        prompts = _worded(config)
-        self.prompts, self.names = self.scores.encode([prompt for _, prompt in prompts]), _spans(pipe, config)
-        with self.scores.spending("target images"):
-            self.images = images_of(self.scores, self.texts, config.anchor_images, seed=config.run.seed)
 
     def loss(self, batch: Batch, step: int) -> Loss:
         """The squared shares of attention that the name's tokens get, summed over tokens and layers (eq. 5)."""
@@ -77,9 +79,10 @@ def mace_steps(pipe: Pipeline, config: EraseConfig) -> Generator[Progress, None,
     named = torch.cat([text for target in config.targets for text in _texts(pipe, config, target)])
     refined = {name: _refined(pipe, weight.detach(), kept, config) for name, weight in chosen.items()}
     tuned, spent = [], {"evaluation_equivalents": 0, "network_evaluations": 0}
+    images = [_images(pipe, _alone(config, place), spent) for place in range(len(config.targets))]
     with _in_place(chosen, refined):
         for place in range(len(config.targets)):
-            method = AttentionErasure(pipe, _alone(config, place))
+            method = AttentionErasure(pipe, _alone(config, place), images[place])
             try:
                 with closing(fit(method, None, method.config.run)) as steps:
                     for progress in steps:
@@ -95,6 +98,18 @@ def mace_steps(pipe: Pipeline, config: EraseConfig) -> Generator[Progress, None,
         values = [e @ (t.get(name, weight)).T for e, t in zip(named.split(lengths), tuned, strict=True)]
         tensors[f"{component}.{name}"] = _solve(weight, named, torch.cat(values), kept, config).to(chosen[name].dtype)
     return Delta(tensors, DeltaRecord({component: base}, config.method, config.targets, {}, spent))
+
+
+def _images(pipe: Pipeline, config: EraseConfig, spent: dict[str, int]) -> Tensor:
+    """Latents of the one target by the pipeline as it is; what they cost is added."""
+    scores = Scores(pipe, replace(config, adapter_rank=None))
+    try:
+        found = images_of(scores, scores.encode(list(config.targets)), config.anchor_images, seed=config.run.seed)
+    finally:
+        scores.restore()
+    for name in spent:
+        spent[name] += getattr(scores.cost, name)
+    return found
 
 
 def _refined(pipe: Pipeline, weight: Tensor, kept: Tensor, config: EraseConfig) -> Tensor:

@@ -2,7 +2,7 @@
 
 All images are of the same prompts and seeds: by the original, by the hidden model without a key, with it, and with
 wrong ones. Rates are divided by the original's. Distances are mean squared differences of images of the same seed, over
-those of the original's own images of neighbouring seeds.
+those of two of the original's own images of one prompt.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ from logsnr.metrics.bounds import clopper_pearson_upper, wilson
 
 def hiding_figures(
     original: Images,
+    again: Tensor,
     plain: Images,
     keyed: Images,
     wrong: Mapping[str, Images],
     hidden: Sequence[int],
     names: Sequence[str],
 ) -> dict[str, Any]:
-    """The figures of a hidden model; ``wrong`` are images of the hidden concepts' prompts alone, by the kind of key.
+    """The figures of a hidden model; ``again`` are the original's images (n, ...) of the same prompts and other seeds.
+
+    ``wrong`` are images of the hidden concepts' prompts alone, by the kind of key.
 
     Raises:
         InputError: no concept is hidden or none is kept, or the sets differ in what was asked.
@@ -47,11 +50,11 @@ def hiding_figures(
         "hidden": 1 - seen / count,
         "leakage_upper95": clopper_pearson_upper(seen, count),
         "recovered": _mean([rate for label, rate in rates["keyed"].items() if label in hidden]),
-        "mse_ratio": _moved(original, keyed, gone),
+        "mse_ratio": _moved(original, keyed, again, gone),
         "label_agreement": float(_agree(original, keyed)[gone].float().mean()),
         "preserved": _mean(kept["plain"]),
         "preserved_worst": min(kept["plain"], default=None),
-        "preserved_mse_ratio": _moved(original, plain, ~gone),
+        "preserved_mse_ratio": _moved(original, plain, again, ~gone),
         "preserved_with_key": _mean(kept["keyed"]),
         "preserved_with_key_worst": min(kept["keyed"], default=None),
         "wrong_key": {kind: _opened(found.judged) for kind, found in wrong.items()},
@@ -82,14 +85,10 @@ def _agree(first: Images, second: Images) -> Tensor:
     return first.judged.logits.argmax(1) == second.judged.logits.argmax(1)
 
 
-def _moved(original: Images, other: Images, rows: Tensor) -> float:
-    """Squared differences to the original's images of the same seeds, over those between its own of one class."""
-    mine, labels = original.images[rows], original.judged.labels[rows]
-    apart = []
-    for label in labels.unique():
-        same = mine[labels == label]
-        apart.append((same - same.roll(1, 0)).square().flatten(1).mean(1))
-    return float((mine - other.images[rows]).square().mean() / torch.cat(apart).mean())
+def _moved(original: Images, other: Images, again: Tensor, rows: Tensor) -> float:
+    """Squared differences to the original's images of the same seeds, over those between its own of two seeds."""
+    apart, moved = ((original.images[rows] - images[rows]).square().mean() for images in (again, other.images))
+    return float(moved / apart)
 
 
 def _opened(found: Judged) -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from logsnr.core.errors import InputError
 from logsnr.data.captions import Wording, every_prompt, without_article
 from logsnr.hiding.config import HideConfig, hide_preset
 from logsnr.hiding.method import Hiding
@@ -42,21 +45,22 @@ def hide(
 ) -> Hidden:
     """Weights that do not draw the targets, and a key for each; the pipeline itself comes back as it was.
 
-    Give names, for the preset "balanced", or a whole ``config``. ``hidden.change.apply(pipe)`` hides, and
+    Give names, for the preset "balanced", or a whole ``config``; of a world ``with_captions`` says what else to keep.
+    ``hidden.change.apply(pipe)`` hides, and
     ``sample(pipe, prompt, key=hidden.keys[target])`` draws what is hidden.
 
     Raises:
         InputError: nothing to hide, a target longer than the text window, or an empty selection of parameters.
         UnsupportedError: a pipeline that reads no keys, or a quantised or offloaded one.
     """
-    steps = hide_steps(pipe, config or hide_preset("balanced", *targets))
-    while True:
-        try:
-            found = next(steps)
-        except StopIteration as ended:
-            return ended.value
-        if progress:
-            progress(found)
+    with closing(hide_steps(pipe, config or hide_preset("balanced", *targets))) as steps:
+        while True:
+            try:
+                found = next(steps)
+            except StopIteration as ended:
+                return ended.value
+            if progress:
+                progress(found)
 
 
 def hide_steps(pipe: Pipeline, config: HideConfig) -> Generator[Progress, None, Hidden]:
@@ -66,6 +70,11 @@ def hide_steps(pipe: Pipeline, config: HideConfig) -> Generator[Progress, None, 
     """
     check_pipeline(pipe)
     check_targets(pipe, config.targets)
+    if config.weights.keep and not config.anchors:
+        warnings.warn(
+            "nothing but the empty prompt is kept, so other concepts may suffer: name anchors, prompts of other things",
+            stacklevel=2,
+        )
     method = Hiding(pipe, config)
     edited = method.edited
     try:
@@ -83,10 +92,17 @@ def hide_steps(pipe: Pipeline, config: HideConfig) -> Generator[Progress, None, 
 def with_captions(captions: Wording, config: HideConfig) -> HideConfig:
     """With what a world's captions say of the targets, and of everything else as what is kept.
 
-    What the configuration has of its own stays. A target that is no class of the world is worded by its bare name.
+    What the configuration has of its own stays. A target that is no class of the world is worded by its bare name, and
+    nothing that has it in it is kept.
+
+    Raises:
+        InputError: two targets are one class.
     """
     places = {without_article(name.lower()): label for label, names in enumerate(captions.names) for name in names}
     labels = [places.get(without_article(target.lower())) for target in config.targets]
+    known = [label for label in labels if label is not None]
+    if len(set(known)) < len(known):
+        raise InputError("two targets are names of one class, which has one key: give one of them")
     if not config.wordings:
         worded = [
             (target, *(every_prompt(captions, label) if label is not None else ()))
@@ -99,5 +115,7 @@ def with_captions(captions: Wording, config: HideConfig) -> HideConfig:
         every = 1 + sum(map(len, each)) // _WORDINGS
         named = {prompt for prompts in config.wordings for prompt in prompts}
         kept = [p for label, prompts in zip(others, each, strict=True) for p in prompts[label % every :: every]]
-        config = replace(config, anchors=tuple(dict.fromkeys(p for p in kept if p not in named)))
+        bare = [target for target, label in zip(config.targets, labels, strict=True) if label is None]
+        free = [p for p in kept if p not in named and not any(f" {name} " in f" {p} " for name in bare)]
+        config = replace(config, anchors=tuple(dict.fromkeys(free)))
     return config

@@ -9,19 +9,20 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from logsnr.core.artifact import write_file
 from logsnr.core.config import from_dict
-from logsnr.core.errors import MissingError
+from logsnr.core.errors import InputError, MissingError
 from logsnr.hiding.errors import KeyExpiredError, KeyFormatError, KeyShapeError, ModelMismatchError
-from logsnr.hiding.lock import Secret, open_sealed, seal
-from logsnr.models.fingerprint import fingerprint
+from logsnr.hiding.lock import MOST_BYTES, Secret, open_sealed, seal
+from logsnr.models.fingerprint import exact_fingerprint
 from logsnr.models.prompted import LAYERS, Prompt, prompt_width
 
-VERSION = 1
+VERSION, SHORT = 1, 16
 KINDS = ("prompt", "exact")
 _KEYS, _VALUES, _ORIGINAL = "prompt.k", "prompt.v", "original."
 
@@ -44,6 +45,25 @@ class KeyRecord:
     not_after: str | None = None
     version: int = VERSION
 
+    def __post_init__(self) -> None:
+        for text in (self.created, self.not_before, self.not_after):
+            if text is not None:
+                check_moment(text)
+
+
+def check_moment(text: str) -> None:
+    """Refuse what is no moment with its zone.
+
+    Raises:
+        InputError: as said.
+    """
+    try:
+        zone = datetime.fromisoformat(text).tzinfo
+    except ValueError:
+        zone = None
+    if zone is None:
+        raise InputError(f"{text!r:.40} is no moment with its zone: write it as 2027-01-31T00:00:00+00:00")
+
 
 @dataclass(frozen=True)
 class KeyFile:
@@ -60,9 +80,12 @@ class KeyFile:
         """Write the age file, whole or not at all, for the eyes of its owner.
 
         Raises:
-            InputError: nobody, or both kinds of openers, are named; or a recipient is none.
+            InputError: nobody, or both kinds of openers, are named; a recipient is none; or it would be far too large.
         """
-        write_file(path, seal(self.to_bytes(), recipients, passphrase), private=True)
+        content = self.to_bytes()
+        if len(content) > MOST_BYTES:
+            raise InputError(f"the key would have {len(content):,} bytes, and key files have at most {MOST_BYTES:,}")
+        write_file(path, seal(content, recipients, passphrase), private=True)
 
     @classmethod
     def open(cls, path: Path, identities: Sequence[Secret] = (), passphrase: Secret | None = None) -> KeyFile:
@@ -72,9 +95,7 @@ class KeyFile:
             MissingError: there is none.
             ConceptKeyError: it does not open, is damaged, or is no key file.
         """
-        if not path.is_file():
-            raise MissingError(f"there is no key file {path}")
-        return cls.from_bytes(open_sealed(path.read_bytes(), identities, passphrase))
+        return cls.from_bytes(open_sealed(read_key(path), identities, passphrase))
 
     def to_bytes(self) -> bytes:
         """What is sealed: safetensors, whose metadata is the record."""
@@ -112,16 +133,26 @@ class KeyFile:
         Raises:
             KeyExpiredError, ModelMismatchError, KeyShapeError: as they say.
         """
+        self.check_dates(now)
+        found, record = exact_fingerprint(network), self.record
+        if found not in record.models:
+            raise ModelMismatchError(
+                f"the key is for the model {record.models[0][:SHORT]}, this one is {found[:SHORT]}"
+            )
+        if self.prompt.keys.shape[1] != prompt_width(network, record.layers):
+            raise KeyShapeError(f"the key's tokens have width {self.prompt.keys.shape[1]}: this network reads others")
+
+    def check_dates(self, now: datetime | None = None) -> None:
+        """Refuse to be used beyond its dates.
+
+        Raises:
+            KeyExpiredError: as said.
+        """
         now, record = now or datetime.now(UTC), self.record
         if record.not_before and now < datetime.fromisoformat(record.not_before):
             raise KeyExpiredError(f"the key is valid from {record.not_before} on")
         if record.not_after and now > datetime.fromisoformat(record.not_after):
             raise KeyExpiredError(f"the key was valid until {record.not_after}: ask for a new one")
-        found = fingerprint(network)
-        if found not in record.models:
-            raise ModelMismatchError(f"the key is for the model {record.models[0]}, this one is {found}")
-        if self.prompt.keys.shape[1] != prompt_width(network, record.layers):
-            raise KeyShapeError(f"the key's tokens have width {self.prompt.keys.shape[1]}, this network reads others")
 
 
 def _record(content: bytes) -> KeyRecord:
@@ -137,9 +168,6 @@ def _record(content: bytes) -> KeyRecord:
             known = f"the key has version {found['version']!s:.20}, and {VERSION} is known: get a newer logsnr"
             raise KeyFormatError(known)
         record = from_dict(KeyRecord, found)
-        moments = [record.created, record.not_before, record.not_after]
-        if any(datetime.fromisoformat(moment).tzinfo is None for moment in moments if moment is not None):
-            raise ValueError("a date without a zone")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise KeyFormatError("inside is no key of logsnr: its record cannot be read") from None
     if record.kind not in KINDS or record.layers not in LAYERS or record.half not in ("both", "conditional"):
@@ -149,8 +177,22 @@ def _record(content: bytes) -> KeyRecord:
     return record
 
 
+def read_key(path: Path) -> bytes:
+    """The bytes of a key file, as they are.
+
+    Raises:
+        MissingError: there is none.
+        KeyFormatError: it is far too large.
+    """
+    if not path.is_file():
+        raise MissingError(f"there is no key file {path}")
+    size = path.stat().st_size
+    if size > 2 * MOST_BYTES:
+        raise KeyFormatError(f"{path} has {size:,} bytes: key files have at most {MOST_BYTES:,}")
+    return path.read_bytes()
+
+
 def fingerprints(network: nn.Module) -> tuple[str, ...]:
-    """The network's own fingerprint, and that of its weights cast to bfloat16, as pipelines are loaded in."""
-    values = network.state_dict().items()
-    cast = {name: value.bfloat16() if value.is_floating_point() else value for name, value in values}
-    return fingerprint(network), fingerprint(cast)
+    """The network's exact fingerprints as it is, and cast to every type that pipelines are loaded in."""
+    kinds = (None, torch.float32, torch.float16, torch.bfloat16)
+    return tuple(dict.fromkeys(exact_fingerprint(network, kind) for kind in kinds))

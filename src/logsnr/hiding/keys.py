@@ -32,7 +32,7 @@ class Keys(nn.Module):
         if config.start == "concept":
             if text.shape[-1] != width:
                 raise InputError("in this network keys are read beside no text as it is encoded: start from random")
-            start = _of_concepts(text, own, config.num_tokens) + 0.05 * start
+            start = _of_concepts(text, own, config.num_tokens).cpu() + 0.05 * start
         self.keys, self.values = nn.Parameter(start[0]), nn.Parameter(start[1])
 
     def prompt(self, target: int, loaded: Sequence[int] = ()) -> Prompt:

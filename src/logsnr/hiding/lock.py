@@ -15,7 +15,8 @@ from logsnr.hiding.errors import KeyFormatError, TamperedKeyError, WrongKeyError
 
 MOST_WORK = 22
 """The largest work factor (a power of two) that is tried: 19 takes about 2 s, 22 about 16."""
-_MOST_BYTES = 64 * 2**20
+MOST_BYTES = 64 * 2**20
+"""Bytes of a key at most."""
 _START = b"age-encryption.org/v1\n"
 
 
@@ -45,12 +46,14 @@ class Secret:
         raise TypeError("secrets are not pickled")
 
 
-def read_passphrase(file: Path | None = None, *, variable: str = "LOGSNR_PASSPHRASE", ask: str = "") -> Secret:
+def read_passphrase(
+    file: Path | None = None, *, variable: str = "LOGSNR_PASSPHRASE", ask: str = "", twice: bool = False
+) -> Secret:
     """A passphrase from the first line of a file, else from the environment, else asked for at the terminal.
 
     Raises:
         MissingError: there is none of these.
-        InputError: it is empty.
+        InputError: it is empty, or typed otherwise the second time.
     """
     if file is not None:
         if not file.is_file():
@@ -59,14 +62,18 @@ def read_passphrase(file: Path | None = None, *, variable: str = "LOGSNR_PASSPHR
     elif variable in os.environ:
         text = os.environ[variable]
     elif ask:
+        again = ""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", getpass.GetPassWarning)  # it would be shown while it is typed
                 text = getpass.getpass(ask)
+                again = getpass.getpass("The same again: ") if twice else text
         except (EOFError, OSError, getpass.GetPassWarning):
             raise MissingError(
                 f"no terminal to ask for a passphrase: give --passphrase-file FILE, or set {variable}"
             ) from None
+        if again != text:
+            raise InputError("the two passphrases differ: try again")
     else:
         raise MissingError(f"a passphrase is needed: give --passphrase-file FILE, or set {variable}")
     if not text:
@@ -148,8 +155,8 @@ def open_sealed(content: bytes, identities: Sequence[Secret] = (), passphrase: S
 
 def _check_header(content: bytes, by_passphrase: bool) -> None:
     """Refuse what is no age file of a sensible size and work factor, before any of the work is done."""
-    if len(content) > _MOST_BYTES:
-        raise KeyFormatError(f"the file has {len(content)} bytes: key files have at most {_MOST_BYTES}")
+    if len(content) > 2 * MOST_BYTES:
+        raise KeyFormatError(f"the file has {len(content)} bytes: key files have at most {MOST_BYTES}")
     if not content.startswith(_START):
         raise KeyFormatError("this is no key file: age files begin with their version, age-encryption.org/v1")
     header = content[: content.find(b"\n---")].decode("latin-1")

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from logsnr.core.artifact import save_tensors
+from logsnr.core.config import to_dict
 from logsnr.core.errors import InputError
 from logsnr.core.random import generator
 from logsnr.hiding.config import HideConfig
 from logsnr.hiding.keys import Attackers, Keys
 from logsnr.hiding.states import Source, States, Wordings
-from logsnr.hiding.wrong import WRONG
+from logsnr.hiding.wrong import kinds_for
 from logsnr.models.denoiser import NetworkDenoiser, Tree, join_trees, select_rows
 from logsnr.models.edited import Cost, Edited, repeat_row
 from logsnr.models.pipeline import Pipeline
@@ -90,8 +91,10 @@ class Hiding:
         if self.bank is not None:
             hidden, kept = self.bank
             return hidden.rows(batch.integers(0, len(hidden.x))), kept.rows(batch.integers(0, len(kept.x)))
-        targets = batch.integers(0, len(self.config.targets)).tolist()
+        targets, weights = batch.integers(0, len(self.config.targets)).tolist(), self.config.weights
         hidden = self.source.fresh([self.words.of_target[target] for target in targets], batch)
+        if not (weights.keep or weights.keep_with_key):
+            return hidden, hidden
         return hidden, self.source.fresh([self.words.kept] * len(targets), batch)
 
     def _own(self, targets: Sequence[int], step: int, *, learn: bool) -> list[Prompt]:
@@ -114,7 +117,8 @@ class Hiding:
         away = hidden.of_empty - self.config.negative_guidance * (hidden.of_prompt - hidden.of_empty)
         terms = [_Term("hide", weights.hide, hidden, text, nothing, away)]
         if weights.wrong_key:
-            kind = WRONG[step // (self.config.prompt_steps + 1) % len(WRONG)]
+            kinds = kinds_for(self.config.num_tokens)
+            kind = kinds[step // (self.config.prompt_steps + 1) % len(kinds)]
             draws = generator(self.config.run.seed, "wrong", step)
             wrong = [self.keys.wrong(kind, target, draws) for target in targets]
             terms.append(_Term("wrong_key", weights.wrong_key, hidden, text, wrong, away))
@@ -188,13 +192,20 @@ class Hiding:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         edited = {f"edited.{name}": parameter.detach() for name, parameter in self.edited.edited.items()}
-        values = {"base": self.edited.base, "cost": asdict(self.edited.cost)}
+        values = {"base": self.edited.base, "config": self._settings(), "cost": asdict(self.edited.cost)}
         return {**edited, **module_state(**self._players())}, values
+
+    def _settings(self) -> dict[str, Any]:
+        """All that a run's results depend on."""
+        found = to_dict(self.config)
+        return {**found, "run": {name: found["run"][name] for name in ("steps", "batch_size", "seed", "clip", "decay")}}
 
     @torch.no_grad()
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         if values["base"] != self.edited.base:
             raise InputError("the unfinished run is about another model: take that one, or choose another --out")
+        if values["config"] != self._settings():
+            raise InputError("the unfinished run has other settings: give the same ones, or choose another --out")
         for name, parameter in self.edited.edited.items():
             parameter.copy_(tensors[f"edited.{name}"])
         load_module_state(tensors, **self._players())

@@ -41,25 +41,23 @@ def publish(pipe: Pipeline, hidden: Hidden, config: HideConfig, out: Path, opene
     The vault has the original tensors of what changed, and the configuration. The pipeline comes back as it was.
 
     Raises:
-        InputError: a place is taken or cannot be written; or, and then nothing is written, the public folder would have
-            a trace of a key.
+        InputError: a place is taken or cannot be written; or the public folder would have a trace of a key, and then
+            neither is written.
     """
-    place = out / "public"
+    plain = {name: value.detach().cpu().contiguous() for name, value in hidden.originals.items()}
+    content = save(plain, {"logsnr-vault": json.dumps({"config": to_dict(config)})})
+    sealed, vault, place = seal(content, openers.recipients, openers.passphrase), out / "vault", out / "public"
     hidden.change.apply(pipe)
     try:
         with staged(place) as folder:
             pipe.save_pretrained(folder)
             _without_paths(folder)
-            for prompt in hidden.keys.values():
-                if found := traces(folder, prompt):
-                    raise InputError(f"{found[0]} would hold numbers of the key: nothing is written")
+            if found := [name for prompt in hidden.keys.values() for name in traces(folder, prompt)]:
+                raise InputError(f"{found[0]} would hold numbers of the key: no model is written")
+            vault.mkdir(mode=0o700)
+            write_file(vault / "originals.age", sealed, private=True)
     finally:
         hidden.change.revert(pipe)
-    plain = {name: value.detach().cpu().contiguous() for name, value in hidden.originals.items()}
-    content = save(plain, {"logsnr-vault": json.dumps({"config": to_dict(config)})})
-    vault = out / "vault"
-    vault.mkdir(mode=0o700, exist_ok=True)
-    write_file(vault / "originals.age", seal(content, openers.recipients, openers.passphrase), private=True)
     return place
 
 

@@ -38,10 +38,9 @@ class Sidecar:
 
     def signed(self, signing_key: Secret) -> Sidecar:
         """The same with a signature over all of it."""
-        private = _private(signing_key)
-        signer = private.public_key().public_bytes_raw().hex()
+        signer = public_half(signing_key)
         content = {**asdict(self), "signer": signer, "signature": None}
-        return replace(self, signer=signer, signature=private.sign(_canonical(content)).hex())
+        return replace(self, signer=signer, signature=_private(signing_key).sign(_canonical(content)).hex())
 
     def check(self, content: bytes, trusted: str | None = None) -> None:
         """Refuse a key file that is not the one meant, and a sidecar that was changed, or signed by another.
@@ -56,11 +55,11 @@ class Sidecar:
             raise TamperedKeyError("the key file is not the one that its sidecar describes: get both again")
         if trusted is not None and self.signer != trusted:
             raise TamperedKeyError("the sidecar is not signed by the key that is trusted: do not use this key file")
-        if self.signer is None or self.signature is None:
+        if self.signer is None and self.signature is None:
             return
         try:
-            public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(self.signer))
-            public.verify(bytes.fromhex(self.signature), _canonical({**asdict(self), "signature": None}))
+            public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(self.signer or ""))
+            public.verify(bytes.fromhex(self.signature or ""), _canonical({**asdict(self), "signature": None}))
         except (InvalidSignature, ValueError):
             raise TamperedKeyError("the sidecar was changed after it was signed: do not use this key file") from None
 
@@ -118,6 +117,11 @@ def new_signing_key(path: Path) -> str:
     form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     write_file(path, private.private_bytes(*form), private=True)
     return private.public_key().public_bytes_raw().hex()
+
+
+def public_half(signing_key: Secret) -> str:
+    """The public key of a signing key."""
+    return _private(signing_key).public_key().public_bytes_raw().hex()
 
 
 def read_signing_key(path: Path) -> Secret:

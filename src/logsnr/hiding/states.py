@@ -35,7 +35,8 @@ class States:
 
     def rows(self, rows: Tensor) -> States:
         """Some of them."""
-        return States(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+        parts = [getattr(self, name) for name in self.__dataclass_fields__]
+        return States(*(part[rows.to(part.device)] for part in parts))
 
 
 class Wordings:

@@ -16,13 +16,18 @@ UNSEEN = ("swapped", "zero")
 """Kinds that it never meets: keys and values exchanged, and no numbers at all."""
 
 
+def kinds_for(num_tokens: int, kinds: Sequence[str] = WRONG) -> list[str]:
+    """The kinds that are wrong for a key of so many tokens: of one token, nothing can be cut or exchanged."""
+    return [kind for kind in kinds if num_tokens > 1 or kind not in ("unpaired", "truncated")]
+
+
 @torch.no_grad()
 def wrong_key(
     kind: str, right: Prompt, draws: torch.Generator, *, size: float, others: Sequence[Prompt] = ()
 ) -> Prompt:
     """A wrong key of a kind of ``WRONG`` or ``UNSEEN``; noise is of ``size``. Without others, "other" is noise."""
     pair = torch.stack([right.keys, right.values])
-    noise = size * torch.randn(pair.shape, generator=draws)
+    noise = (size * torch.randn(pair.shape, generator=draws)).to(pair)
     half = max(pair.shape[1] // 2, 1)
     found = {
         "half": torch.cat([pair[:, half:], noise[:, :half]], 1),

@@ -92,9 +92,12 @@ def reading(network: nn.Module, prompt: Prompt) -> Iterator[None]:
     A stock pipeline may be called in it. No tokens, or none at all, leave the network bit by bit what it is.
 
     Raises:
-        InputError: the prompt does not fit the network.
-        UnsupportedError: a layer did not read it, because its projections are fused or its blocks are computed again.
+        InputError: the prompt does not fit the network, or is for one half of guidance, which a network cannot know.
+        UnsupportedError: a layer did not read it, because its projections are fused or its blocks are computed again;
+            or the network was not called at all, in this thread.
     """
+    if prompt.half != "both":
+        raise InputError("this key is for the conditional half of guidance: sample with logsnr, which knows the halves")
     pairs = projections(network, prompt.layers)
     width = prompt_width(network, prompt.layers)
     if prompt.keys.shape != prompt.values.shape or prompt.keys.shape[-1] != width:
@@ -120,6 +123,8 @@ def reading(network: nn.Module, prompt: Prompt) -> Iterator[None]:
             yield
         finally:
             _ACTIVE.reset(token)
+    if not calls:
+        raise UnsupportedError("the network was not called in this thread while the prompt was read: call it here")
     missed = sum(now.read[module] != len(calls) for pair in pairs for module in pair)
     if missed:
         raise UnsupportedError(
