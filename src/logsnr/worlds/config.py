@@ -116,7 +116,7 @@ FASHION_FLOW = replace(
     denoiser=FlowDenoiserConfig(),
     runs={
         **FASHION.runs,
-        "denoiser": FitConfig(steps=10000, batch_size=64, decay="cosine", warmup=500, seed=4, preview_every=2000),
+        "denoiser": FitConfig(steps=14000, batch_size=64, decay="cosine", warmup=500, seed=4, preview_every=2000),
     },
 )
 RECIPES = {recipe.name: recipe for recipe in (FASHION, EMOJI, FASHION_FLOW)}
