@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from logsnr.erasure.erase import erase
     from logsnr.hiding.config import HideConfig
     from logsnr.hiding.hide import hide
+    from logsnr.hiding.keyfile import KeyFile
     from logsnr.information.config import InformationConfig
     from logsnr.information.profile import information_profile
     from logsnr.models.delta import Delta
@@ -36,6 +37,7 @@ _HOMES = {
     "GradientProjectionMemory": "logsnr.train.projection",
     "HideConfig": "logsnr.hiding.config",
     "InformationConfig": "logsnr.information.config",
+    "KeyFile": "logsnr.hiding.keyfile",
     "Level": "logsnr.core.types",
     "SNRScheduler": "logsnr.solvers.scheduler",
     "SampleConfig": "logsnr.solvers.config",
@@ -60,6 +62,7 @@ __all__ = [
     "GradientProjectionMemory",
     "HideConfig",
     "InformationConfig",
+    "KeyFile",
     "Level",
     "SNRScheduler",
     "SampleConfig",

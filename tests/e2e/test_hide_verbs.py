@@ -193,7 +193,7 @@ def test_an_exact_key_brings_the_original_back_bit_by_bit(
         ([*BOOT, "--recipient", "age1x"], "--owner"),
         ([*BOOT, "--not-after", "2027-01-31"], "with its zone"),
         ([*BOOT, "bag", "--kind", "exact"], "hide one concept"),
-        ([*BOOT, "--key", "/proc/boot.key"], "/proc"),
+        ([*BOOT, "--key", "/dev/null/boot.key"], "/dev/null"),
         (["reveal", "fashion", "--prompt", "x"], "--key FILE"),
         (["reveal", "fashion", "--prompt", "x", "--key", "/none", "--identity", "/none"], "no identity file"),
         (["sample", "fashion", "--prompt", "x", "--identity", "/none"], "nothing to open"),

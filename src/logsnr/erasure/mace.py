@@ -102,7 +102,7 @@ def mace_steps(pipe: Pipeline, config: EraseConfig) -> Generator[Progress, None,
 
 def _images(pipe: Pipeline, config: EraseConfig, spent: dict[str, int]) -> Tensor:
     """Latents of the one target by the pipeline as it is; what they cost is added."""
-    scores = Scores(pipe, replace(config, adapter_rank=None))
+    scores = Scores(pipe, replace(config, method="esd", adapter_rank=None))  # nothing is trained here
     try:
         found = images_of(scores, scores.encode(list(config.targets)), config.anchor_images, seed=config.run.seed)
     finally:
