@@ -8,8 +8,8 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,6 +39,25 @@ class Console:
         if not MAIN_PROCESS:
             return
         print(json.dumps(_strict(values)) if self.json else "\n".join(lines))
+
+    def follow(self, steps: Generator[Any, None, Any]) -> Any:
+        """What a training returns, run behind a bar; None if a signal stopped it, its state saved."""
+        from tqdm.auto import tqdm
+
+        bar: tqdm | None = None
+        with stop_on_signals() as stop, ExitStack() as closed:
+            while True:
+                try:
+                    found = next(steps)
+                except StopIteration as ended:
+                    return ended.value
+                if bar is None:
+                    bar = closed.enter_context(tqdm(total=found.steps, unit=" steps", disable=self.quiet))
+                bar.update(found.step - bar.n)
+                if stop:
+                    steps.close()
+                    self.say(f"stopped at step {found.step}, state saved: add --resume to go on")
+                    return None
 
     def say(self, line: str) -> None:
         """A line of progress for a person, on stderr."""

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from tqdm.auto import tqdm
 
-from logsnr.cli.console import Console, Flag, Model, check_writable, peak_memory_mb, stop_on_signals
+from logsnr.cli.console import Console, Flag, Model, check_writable, peak_memory_mb
 from logsnr.core.errors import InputError
 from logsnr.erasure.config import EraseConfig, preset
 
@@ -146,22 +145,9 @@ class Erase(Console):
 
         start = time.monotonic()
         config = replace(config, run=replace(config.run, out=self.out / "work"))
-        steps, bar = erase_steps(pipe, config), None
-        with stop_on_signals() as stop:
-            while True:
-                try:
-                    step = next(steps).step
-                except StopIteration as ended:
-                    delta: Delta = ended.value
-                    break
-                bar = bar or tqdm(total=config.run.steps, unit=" steps", disable=self.quiet)
-                bar.update(step - bar.n)
-                if stop:
-                    steps.close()
-                    self.say(f"stopped at step {step}, state saved: add --resume to go on")
-                    return 130
-        if bar:
-            bar.close()
+        delta: Delta | None = self.follow(erase_steps(pipe, config))
+        if delta is None:
+            return 130
         delta.save_pretrained(self.out / "delta")
         values = _values(delta, self.out / "delta", time.monotonic() - start)
         values["exports"] = self._export(pipe, delta)

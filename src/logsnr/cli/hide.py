@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from tqdm.auto import tqdm
 
-from logsnr.cli.console import Flag, Model, check_writable, peak_memory_mb, stop_on_signals
+from logsnr.cli.console import Flag, Model, check_writable, peak_memory_mb
 from logsnr.cli.opening import Sealing
 from logsnr.core.errors import InputError
 from logsnr.hiding.config import HideConfig, hide_preset
@@ -133,22 +132,9 @@ class Hide(Sealing):
         self._fits(pipe, config)
         work.mkdir(mode=0o700, parents=True, exist_ok=True)  # its checkpoints hold the keys
         config = replace(config, run=replace(config.run, out=work / "run"))
-        steps, bar = hide_steps(pipe, config), None
-        with stop_on_signals() as stop:
-            while True:
-                try:
-                    step = next(steps).step
-                except StopIteration as ended:
-                    hidden: Hidden = ended.value
-                    break
-                bar = bar or tqdm(total=config.run.steps, unit=" steps", disable=self.quiet)
-                bar.update(step - bar.n)
-                if stop:
-                    steps.close()
-                    self.say(f"stopped at step {step}, state saved: add --resume to go on")
-                    return 130
-        if bar:
-            bar.close()
+        hidden: Hidden | None = self.follow(hide_steps(pipe, config))
+        if hidden is None:
+            return 130
         values = self._write(pipe, hidden, config, openers, owner or openers, signing)
         shutil.rmtree(work)
         values |= {"network_evaluations": hidden.cost.network_evaluations}

@@ -19,7 +19,7 @@ from logsnr.erasure.method import OutputErasure
 from logsnr.models.delta import Delta
 from logsnr.models.pipeline import Pipeline, check_pipeline
 from logsnr.models.text import check_targets
-from logsnr.train.loop import Progress, fit
+from logsnr.train.loop import Progress, finish, fit
 
 _CLOSED = ("uce", "rece")
 _SEARCHING = ("gumbel", "exhaustive", "random")
@@ -40,14 +40,7 @@ def erase(
             candidate is left.
         UnsupportedError: a pipeline of another kind, or a quantised or offloaded one.
     """
-    steps = erase_steps(pipe, config or preset("eap", *targets))
-    while True:
-        try:
-            found = next(steps)
-        except StopIteration as ended:
-            return ended.value
-        if progress:
-            progress(found)
+    return finish(erase_steps(pipe, config or preset("eap", *targets)), progress)
 
 
 def erase_steps(pipe: Pipeline, config: EraseConfig) -> Generator[Progress, None, Delta]:

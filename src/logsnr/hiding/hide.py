@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Generator
-from contextlib import closing
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -18,7 +17,7 @@ from logsnr.models.edited import Cost
 from logsnr.models.pipeline import Pipeline, check_pipeline
 from logsnr.models.prompted import Prompt
 from logsnr.models.text import check_targets
-from logsnr.train.loop import Progress, fit
+from logsnr.train.loop import Progress, finish, fit
 
 _WORDINGS = 4000
 """Prompts of other concepts that are kept at most: of many concepts, every so many-th wording of each."""
@@ -53,14 +52,7 @@ def hide(
         InputError: nothing to hide, a target longer than the text window, or an empty selection of parameters.
         UnsupportedError: a pipeline that reads no keys, or a quantised or offloaded one.
     """
-    with closing(hide_steps(pipe, config or hide_preset("balanced", *targets))) as steps:
-        while True:
-            try:
-                found = next(steps)
-            except StopIteration as ended:
-                return ended.value
-            if progress:
-                progress(found)
+    return finish(hide_steps(pipe, config or hide_preset("balanced", *targets)), progress)
 
 
 def hide_steps(pipe: Pipeline, config: HideConfig) -> Generator[Progress, None, Hidden]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -23,6 +24,8 @@ from logsnr.train.method import AfterStep, Batch, Dataset, Group, Method
 from logsnr.train.preview import image_grid, save_picture
 from logsnr.train.trackers import StepLog, last_seconds
 
+Made = TypeVar("Made")
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -34,6 +37,18 @@ class Progress:
     seconds: float
     images_per_second: float
     logs: dict[str, float] = field(default_factory=dict)
+
+
+def finish(steps: Generator[Progress, None, Made], progress: Callable[[Progress], None] | None = None) -> Made:
+    """What a run returns after its last step; ``progress`` is called after each, and what it raises closes the run."""
+    with closing(steps):
+        while True:
+            try:
+                found = next(steps)
+            except StopIteration as ended:
+                return ended.value
+            if progress:
+                progress(found)
 
 
 class _Players(nn.Module):
