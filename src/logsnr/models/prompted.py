@@ -81,8 +81,11 @@ def projections(network: nn.Module, layers: str) -> list[tuple[nn.Module, nn.Mod
 
 def prompt_width(network: nn.Module, layers: str) -> int:
     """The width of a prompt's tokens."""
-    projection: Any = projections(network, layers)[0][0]
-    return projection.in_features
+    return _width(projections(network, layers))
+
+
+def _width(pairs: Sequence[tuple[Any, Any]]) -> int:
+    return pairs[0][0].in_features
 
 
 @contextmanager
@@ -99,7 +102,7 @@ def reading(network: nn.Module, prompt: Prompt) -> Iterator[None]:
     if prompt.half != "both":
         raise InputError("this key is for the conditional half of guidance: sample with logsnr, which knows the halves")
     pairs = projections(network, prompt.layers)
-    width = prompt_width(network, prompt.layers)
+    width = _width(pairs)
     if prompt.keys.shape != prompt.values.shape or prompt.keys.shape[-1] != width:
         raise InputError(
             f"a prompt of keys {tuple(prompt.keys.shape)} and values {tuple(prompt.values.shape)} does not fit: this "
