@@ -13,6 +13,7 @@ from transformers import CLIPTokenizer
 from logsnr.data.captions import Wording
 from logsnr.models.ema import averaged
 from logsnr.train.method import Batch, Group, Loss, load_module_state, module_state
+from logsnr.train.muon import Muon, split_matrices
 from logsnr.worlds.config import DenoiserConfig
 from logsnr.worlds.flow_config import FlowDenoiserConfig
 
@@ -37,7 +38,7 @@ class CaptionedMethod:
         factors: Tensor,
         show: Callable[..., Tensor] | None = None,
     ):
-        self.networks, self.learning_rate = networks, config.learning_rate
+        self.networks, self.learning_rate, self.muon = networks, config.learning_rate, config.optimizer == "muon"
         self.tokenizer, self.captions, self.factors, self.show = tokenizer, captions, factors, show
         self.averages = {name: averaged(network, config.ema) for name, network in networks.items()}
 
@@ -55,10 +56,16 @@ class CaptionedMethod:
         return {**self.networks, **{f"{name}_average": average for name, average in self.averages.items()}}
 
     def parameter_groups(self) -> list[Group]:
-        return [Group(list(network.parameters()), self.learning_rate) for network in self.networks.values()]
+        if not self.muon:
+            return [Group(list(network.parameters()), self.learning_rate) for network in self.networks.values()]
+        parts = [split_matrices(dict(network.named_parameters())) for network in self.networks.values()]
+        return [Group([p for part in kind for p in part], self.learning_rate) for kind in zip(*parts, strict=True)]
 
     def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(groups, betas=(0.9, 0.99))
+        if not self.muon:
+            return torch.optim.AdamW(groups, betas=(0.9, 0.99))
+        matrices, others = groups
+        return Muon([{**matrices, "orthogonal": True}, others])
 
     def draw_captions(self, batch: Batch) -> list[str]:
         """A fresh caption for each item of a batch, from four uniform draws."""

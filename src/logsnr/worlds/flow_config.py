@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class FlowDenoiserConfig:
     time_mean: float = 0.0
     time_std: float = 1.0
     """Training times are sigmoid(time_mean + time_std * normal), by 2403.03206."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """Muon moves matrices by orthogonal steps; a step costs a sixth more and learns what AdamW takes more for."""
     learning_rate: float = 1e-3
     ema: float = 0.9995
     seed: int = 0
