@@ -34,7 +34,7 @@ def main(out: Path) -> None:
     hidden = logsnr.hide(pipe, config=config)
 
     identity, recipient = new_identity()
-    keys_of(pipe, hidden)[TARGET].save(out / "boot.key", [recipient])
+    keys_of(pipe, hidden)[TARGET][0].save(out / "boot.key", [recipient])
     key = KeyFile.open(out / "boot.key", [identity])
     print(f"the key of {key.record.concepts[0]} has {len(key.prompt.keys)} tokens")
 

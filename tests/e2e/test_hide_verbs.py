@@ -18,7 +18,10 @@ from logsnr.hiding.lock import open_sealed, read_identities
 from logsnr.hiding.publish import traces
 from logsnr.worlds.load import find_model
 
-BOOT, NOBODY = ["hide", "fashion", "--target", "boot"], ["--owner", "age1x", "--recipient", "age1x"]
+BOOT, NOBODY = (
+    ["hide", "fashion", "--accept-no-secrecy", "--target", "boot"],
+    ["--owner", "age1x", "--recipient", "age1x"],
+)
 QUICK = {"trajectory_steps": 4, "bank_size": 2, "num_tokens": 4}
 
 
@@ -41,7 +44,17 @@ def owner(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> dict[str, str]:
 
 
 def hide(owner: dict[str, str], out: Path, *more: str) -> list[str]:
-    command = ["hide", "fashion", "--target", "ankle boot", "--config", owner["options"], "--out", str(out)]
+    command = [
+        "hide",
+        "fashion",
+        "--accept-no-secrecy",
+        "--target",
+        "ankle boot",
+        "--config",
+        owner["options"],
+        "--out",
+        str(out),
+    ]
     command += ["--recipient", owner["recipient"], "--owner", owner["recipient"]]
     command += ["--steps", "6", "--batch-size", "2", "--learning-rate", "0.003"]
     return [*command, *more]
@@ -63,7 +76,7 @@ def test_a_concept_is_hidden_and_revealed(
     made = result(capsys, *command, "--quiet")
     assert {"model", "vault", "key", "network_evaluations", "seconds"} == made.keys()
     assert made["key"] == str(place)
-    assert {path.name for path in run.iterdir()} == {"public", "vault"}
+    assert {path.name for path in run.iterdir()} == {"public", "vault", "manifest.json", "manifest.sig"}
     assert (run / "vault").stat().st_mode & 0o777 == 0o700
 
     pipe = StableDiffusionPipeline.from_pretrained(made["model"])
@@ -115,8 +128,55 @@ def test_a_concept_is_hidden_and_revealed(
     assert sidecar["concepts"] == []
     checked = ["key", "verify", str(place), "--identity", owner["identity"], "--model", made["model"]]
     found = result(capsys, *checked, "--signer", owner["signer"])
-    assert (found["opens"], found["signed"], found["trusted"], found["fits"]) == (True, True, True, True)
+    assert [found[name] for name in ("opens", "signed", "trusted", "fits", "manifest")] == [True] * 5
     assert called(capsys, *checked, "--signer", "00" * 32)[0] == 2
+
+    restore = ["key", "restore", str(run / "vault" / "originals.age"), "--identity", owner["identity"]]
+    back = result(capsys, *restore, "--model", made["model"], "--out", str(tmp_path / "back"))
+    restored = StableDiffusionPipeline.from_pretrained(back["out"]).unet.state_dict()
+    assert all(value.float().equal(restored[name].float()) for name, value in original.unet.state_dict().items())
+    code, _, err = called(
+        capsys, "key", "restore", str(place), *restore[3:], "--model", "x", "--out", str(tmp_path / "y")
+    )
+    assert code == 2
+    assert "is no vault" in err
+
+    (run / "public" / "unet" / "config.json").write_text("{}")
+    code, _, err = called(capsys, *checked)
+    assert code == 2
+    assert "not the one that was published, unet/config.json differs" in err
+
+
+def test_holders_have_keys_of_their_own_and_old_keys_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, owner: dict[str, str]
+) -> None:
+    sealed = ["key", "new-identity", str(tmp_path / "ann"), "--seal"]
+    (tmp_path / "words").write_text("four words of ann\n")
+    ann = result(capsys, *sealed, "--passphrase-file", str(tmp_path / "words"))
+    assert b"AGE-SECRET-KEY" not in (tmp_path / "ann").read_bytes()
+    run = tmp_path / "run"
+    made = result(
+        capsys, *hide(owner, run, "--recipient", owner["recipient"], ann["recipients"][0], "--holders", "2", "--quiet")
+    )
+    assert made["key"] == [str(run / "keys" / f"key-1-{holder}.key") for holder in (1, 2)]
+    first, second = made["key"]
+    own, hers = ["--identity", owner["identity"]], ["--identity", ann["identity"]]
+    unsealed = [*hers, "--passphrase-file", str(tmp_path / "words")]
+    seen = [result(capsys, "key", "inspect", first, *own), result(capsys, "key", "inspect", second, *unsealed)]
+    assert seen[0]["key_id"] != seen[1]["key_id"]
+    for place, opened in ((second, own), (first, unsealed)):
+        code, _, err = called(capsys, "key", "inspect", place, *opened)
+        assert code == 2
+        assert "does not open" in err
+    code, _, err = called(capsys, "key", "inspect", first, *own, "--passphrase-file", str(tmp_path / "words"))
+    assert code == 2
+    assert "is not sealed" in err
+
+    again = hide(owner, tmp_path / "rotated", "--refuse", first, "--refuse-identity", owner["identity"], "--quiet")
+    rotated = result(capsys, *again)
+    code, _, err = called(capsys, "reveal", rotated["model"], "--prompt", "x", "--key", first, *own)
+    assert code == 2
+    assert "the key is for the model" in err
 
 
 def test_a_folder_of_someone_else_is_left_alone(
@@ -184,6 +244,11 @@ def test_an_exact_key_brings_the_original_back_bit_by_bit(
     ("arguments", "said"),
     [
         (["hide", "fashion"], "nothing to hide"),
+        (["hide", "fashion", "--target", "boot"], "--accept-no-secrecy"),
+        ([*BOOT, *NOBODY, "--holders", "2"], "as many recipients"),
+        ([*BOOT, *NOBODY, "--refuse", "/none", "--refuse-passphrase-file", "/none"], "no passphrase file"),
+        (["key", "new-identity", "/none/x", "--passphrase-file", "/none"], "--seal"),
+        (["key", "restore", "/none"], "--model OUT/public"),
         ([*BOOT, "--method", "magic"], "balanced, robust, paper"),
         ([*BOOT, *NOBODY], "is no recipient"),
         ([*BOOT, *NOBODY, "--passphrase-file", "x"], "not both"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from pipelines import tiny_pixart_with_text, tiny_sd, tiny_sd3
-from torch import Tensor
+from torch import Tensor, nn
 
 from logsnr.core.config import from_dict, to_dict
 from logsnr.core.errors import InputError, UnsupportedError
@@ -145,6 +145,26 @@ def test_it_hides_and_finds_again() -> None:
     torch.testing.assert_close(mixed, torch.stack([plain[0], keyed[1]]), atol=1e-4, rtol=1e-3)
     assert (plain - keyed).abs().max() > 1e-3
     found.change.revert(pipe)
+
+
+def test_holders_learn_in_turn_and_refused_keys_are_wrong_ones() -> None:
+    old = Prompt(torch.full((3, 32), 7.0), torch.full((3, 32), 8.0))
+    method = Hiding(tiny_sd(), config(holders=2, layers="all", start="random"), [old])
+    width = method.keys.keys.shape[-1]
+    assert method.keys.keys.shape == (1, 2, 3, width)
+    for step in range(12):
+        method.keys.zero_grad()
+        method.loss(batch_of(step=step), step).value.backward()
+        if step % 3 < 2:
+            moved = [bool(part.any()) for part in method.keys.keys.grad[0]]
+            assert moved == [step // 3 % 2 == 0, step // 3 % 2 == 1]
+    first, second = method.keys.made(0)
+    assert nn.functional.cosine_similarity(first.keys, second.keys).abs().max() < 0.9
+    refused = method.keys.wrong("other", 0, torch.Generator().manual_seed(0))
+    assert torch.equal(refused.keys, old.keys)
+    method.edited.restore()
+    with pytest.raises(InputError, match="tell holders apart"):
+        config(holders=2, start="concept")
 
 
 @pytest.mark.parametrize("trajectories", ["bank", "student"])

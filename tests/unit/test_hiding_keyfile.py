@@ -31,7 +31,8 @@ from logsnr.hiding.errors import (
 )
 from logsnr.hiding.keyfile import KeyFile, KeyRecord, fingerprints
 from logsnr.hiding.lock import Secret, new_identity, open_sealed, read_identities, read_passphrase, seal
-from logsnr.hiding.sidecar import Sidecar, new_signing_key, read_signing_key
+from logsnr.hiding.sidecar import Sidecar
+from logsnr.hiding.signing import new_signing_key, read_signing_key
 from logsnr.models.prompted import Prompt
 
 IDENTITY, RECIPIENT = new_identity()

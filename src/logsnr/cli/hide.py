@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from logsnr.cli.console import Flag, Model, check_writable, peak_memory_mb
-from logsnr.cli.opening import Sealing
+from logsnr.cli.opening import Opening, Sealing
 from logsnr.core.errors import InputError
 from logsnr.hiding.config import HideConfig, hide_preset
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from logsnr.hiding.hide import Hidden
     from logsnr.models.pipeline import Pipeline
 
-_OPTIONS = ("layers", "num_tokens", "learning_rate", "anchors")
+_OPTIONS = ("holders", "layers", "num_tokens", "learning_rate", "anchors")
+_WRITTEN = ("public", "vault", "manifest.json", "manifest.sig")
 _RUN = ("steps", "batch_size", "seed")
 
 
@@ -36,7 +37,20 @@ class Hide(Sealing):
     config: Path | None = None
     """A JSON file of any options of HideConfig, over those of the method; the options below come after it."""
     key: Path | None = None
-    """The key file to write; of several concepts a folder, with one for each in their order; by default OUT/keys."""
+    """The key file to write; of several concepts or holders a folder, with one for each in their order; by default
+    OUT/keys."""
+    holders: int | None = None
+    """Keys of each concept: with as many recipients, one for each, so that who leaks one is known by it."""
+    refuse: tuple[Path, ...] = ()
+    """Key files of earlier hidings, which must not open this one: so a key that got out is rotated."""
+    refuse_identity: Path | None = None
+    """The identity that opens those; else a passphrase does."""
+    refuse_passphrase_file: Path | None = None
+    """The passphrase of those."""
+    original_is_private: Flag = False
+    """The original weights are and stay with you: with them beside the public model, nothing is hidden."""
+    accept_no_secrecy: Flag = False
+    """They are known, and that is accepted: anyone can tell what was hidden, and has it. Say one of these two."""
     owner: tuple[str, ...] = ()
     """Recipients who can open the vault; by default the passphrase of the key does. Needed beside --recipient."""
     kind: Literal["prompt", "exact"] = "prompt"
@@ -58,7 +72,7 @@ class Hide(Sealing):
     seed: int | None = None
     """Seed of everything that is drawn."""
     sign: Path | None = None
-    """A signing key of `key new-signer`: signs the sidecar of every key file."""
+    """A signing key of `key new-signer`: signs the sidecar of every key file, and the manifest of the public model."""
     public_names: Flag = False
     """Name the hidden concepts in the sidecars, in clear."""
     out: Path = Path("out")
@@ -83,16 +97,23 @@ class Hide(Sealing):
         """Refuse, before any work, what could not be written in the end."""
         from logsnr.hiding.keyfile import check_moment
 
-        places = self._places(config.targets)
-        for folder in (self.out, *(place.parent for place in places.values())):
+        if not (self.original_is_private or self.accept_no_secrecy or self.dry_run):
+            raise InputError(
+                "whoever has the original weights, too, has all that is hidden: say --original-is-private if nobody "
+                "else has them, or --accept-no-secrecy"
+            )
+        places = self._places(config)
+        for folder in (self.out, *(place.parent for place in places)):
             check_writable(folder)
-        for place in (self.out / "public", self.out / "vault", *places.values()):
+        for place in (*(self.out / name for name in _WRITTEN), *places):
             if place.exists():
                 raise InputError(f"{place} exists already: choose another place, or remove it first")
         if (self.out / "work").exists() and not (self.resume and (self.out / "work" / "run").is_dir()):
             raise InputError(f"{self.out / 'work'} is there: add --resume to go on with it, or choose another --out")
         if self.kind == "exact" and len(config.targets) > 1:
             raise InputError("an exact key brings all that was hidden back: hide one concept, or take the kind prompt")
+        if config.holders > 1 and self.recipient and len(self.recipient) != config.holders:
+            raise InputError(f"{config.holders} holders need as many recipients: {len(self.recipient)} are given")
         if self.recipient and not self.owner:
             raise InputError("say who the vault is for, which has the original weights: --owner age1..., yourself")
         if self.not_after:
@@ -117,22 +138,25 @@ class Hide(Sealing):
         merged["run"] |= {**run, "resume": self.resume}
         return from_dict(HideConfig, merged)
 
-    def _places(self, targets: tuple[str, ...]) -> dict[str, Path]:
-        """The key file of each target."""
-        if self.key and len(targets) == 1:
-            return {targets[0]: self.key}
-        folder = self.key or self.out / "keys"
-        return {target: folder / f"key-{number}.key" for number, target in enumerate(targets, 1)}
+    def _places(self, config: HideConfig) -> list[Path]:
+        """The key file of each target and holder."""
+        count, folder = len(config.targets), self.key or self.out / "keys"
+        if self.key and count == config.holders == 1:
+            return [self.key]
+        if config.holders == 1:
+            return [folder / f"key-{target}.key" for target in range(1, count + 1)]
+        holders = range(1, config.holders + 1)
+        return [folder / f"key-{target}-{holder}.key" for target in range(1, count + 1) for holder in holders]
 
     def _hide(self, pipe: Pipeline, config: HideConfig) -> int:
         from logsnr.hiding.hide import hide_steps
 
         start, work = time.monotonic(), self.out / "work"
-        signing, openers, owner = self._signing(), self.openers(), self._owner()  # before hours of training
+        refused, signing, openers, owner = self._refused(), self._signing(), self.openers(), self._owner()
         self._fits(pipe, config)
         work.mkdir(mode=0o700, parents=True, exist_ok=True)  # its checkpoints hold the keys
         config = replace(config, run=replace(config.run, out=work / "run"))
-        hidden: Hidden | None = self.follow(hide_steps(pipe, config))
+        hidden: Hidden | None = self.follow(hide_steps(pipe, config, refused))
         if hidden is None:
             return 130
         values = self._write(pipe, hidden, config, openers, owner or openers, signing)
@@ -141,6 +165,11 @@ class Hide(Sealing):
         values["seconds"] = round(time.monotonic() - start, 1)
         self.result(values, _lines(config, values))
         return 0
+
+    def _refused(self) -> list[Any]:
+        """The prompts of keys that must not open any more."""
+        opening = Opening(identity=self.refuse_identity, passphrase_file=self.refuse_passphrase_file)
+        return [opening.open(place).prompt for place in self.refuse]
 
     def _owner(self) -> Any:
         from logsnr.hiding.lock import check_recipients
@@ -163,7 +192,7 @@ class Hide(Sealing):
             )
 
     def _signing(self) -> Any:
-        from logsnr.hiding.sidecar import read_signing_key
+        from logsnr.hiding.signing import read_signing_key
 
         return read_signing_key(self.sign) if self.sign else None
 
@@ -174,16 +203,19 @@ class Hide(Sealing):
         from logsnr.hiding.publish import Openers, keys_of, publish
         from logsnr.hiding.sidecar import describe
 
-        keys = keys_of(pipe, hidden, exact=self.kind == "exact", not_after=self.not_after)
-        places = self._places(config.targets)
-        for target, key in keys.items():
-            places[target].parent.mkdir(parents=True, exist_ok=True)
-            key.save(places[target], *openers)
-            listed = {f"recipient {place}": text for place, text in enumerate(openers[0], 1)}
-            sidecar = describe(key, places[target].read_bytes(), listed, public_names=self.public_names)
-            (sidecar.signed(signing) if signing else sidecar).save(places[target])
-        model = publish(pipe, hidden, config, self.out, Openers(*owner))
-        written = [str(place) for place in places.values()]
+        made = keys_of(pipe, hidden, exact=self.kind == "exact", not_after=self.not_after).values()
+        keys = [(holder, key) for holders in made for holder, key in enumerate(holders)]
+        places, (recipients, passphrase) = self._places(config), openers
+        for place, (holder, key) in zip(places, keys, strict=True):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            listed = {f"recipient {number}": text for number, text in enumerate(recipients, 1)}
+            if config.holders > 1 and recipients:
+                listed = {f"recipient {holder + 1}": recipients[holder]}
+            key.save(place, list(listed.values()), passphrase)
+            sidecar = describe(key, place.read_bytes(), listed, public_names=self.public_names)
+            (sidecar.signed(signing) if signing else sidecar).save(place)
+        model = publish(pipe, hidden, config, self.out, Openers(*owner), signing_key=signing)
+        written = [str(place) for place in places]
         found = written if len(written) > 1 else written[0]
         return {"model": str(model), "vault": str(self.out / "vault"), "key": found}
 
@@ -200,7 +232,7 @@ class Hide(Sealing):
             "network_evaluations": round(whole),
             "seconds_estimated": round(seconds * whole / spent.network_evaluations, 1),
             "memory_mb": peak_memory_mb(),
-            "would_write": [str(self.out / "public"), *map(str, self._places(config.targets).values())],
+            "would_write": [str(self.out / "public"), *map(str, self._places(config))],
         }
         self.result(values, [f"{name}: {value}" for name, value in values.items()])
         return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -13,7 +13,10 @@ from logsnr.cli.console import Flag
 from logsnr.cli.opening import Opening
 from logsnr.core.errors import InputError
 
-Action = Literal["new-identity", "new-signer", "inspect", "verify", "add", "revoke"]
+if TYPE_CHECKING:
+    from logsnr.hiding.lock import Secret
+
+Action = Literal["new-identity", "new-signer", "inspect", "verify", "add", "revoke", "restore"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,15 +24,20 @@ class Key(Opening):
     """Make identities, and see and change who can open a key file. A copy made earlier opens as it did: see `hide`."""
 
     action: Annotated[Action, tyro.conf.Positional]
-    """new-identity and new-signer write FILE; inspect and verify read the key FILE; add and revoke write it anew."""
+    """new-identity and new-signer write FILE; inspect and verify read the key FILE; add and revoke write it anew;
+    restore reads the vault FILE."""
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
-    """A key file; or for new-identity and new-signer the file to write."""
+    """A key file; for new-identity and new-signer the file to write; for restore OUT/vault/originals.age."""
+    seal: Flag = False
+    """new-identity: seal the identity itself under a passphrase."""
+    out: Path | None = None
+    """restore: the folder to write the original model to."""
     recipient: tuple[str, ...] = ()
     """Recipients to add or revoke: age1..., public SSH keys, or to revoke the labels that they have in the sidecar."""
     label: str | None = None
     """The label of a recipient that is added."""
     model: str | None = None
-    """verify: the model that the key has to fit."""
+    """verify: the model that the key has to fit, as its manifest says; restore: the public model."""
     signer: str | None = None
     """verify: the public key whose signature is trusted, as `key new-signer` printed it."""
     sign: Path | None = None
@@ -44,16 +52,25 @@ class Key(Opening):
 
     def _new_identity(self) -> tuple[dict[str, Any], list[str]]:
         from logsnr.core.artifact import write_file
-        from logsnr.hiding.lock import new_identity
+        from logsnr.hiding.lock import new_identity, seal
 
         if self.file.exists():
             raise InputError(f"{self.file} is there already: choose another place")
+        if self.passphrase_file and not self.seal:
+            raise InputError("a passphrase is for an identity that is sealed: say --seal")
+        passphrase = self._new_passphrase() if self.seal else None
         identity, recipient = new_identity()
-        write_file(self.file, f"# public key: {recipient}\n{identity.reveal()}\n", private=True)
+        content = f"# public key: {recipient}\n{identity.reveal()}\n".encode()
+        write_file(self.file, seal(content, passphrase=passphrase) if passphrase else content, private=True)
         return {"recipients": [recipient], "identity": str(self.file)}, [f"{recipient}: keep {self.file} to yourself"]
 
+    def _new_passphrase(self) -> Secret:
+        from logsnr.hiding.lock import read_passphrase
+
+        return read_passphrase(self.passphrase_file, ask="Passphrase for the identity: ", twice=True)
+
     def _new_signer(self) -> tuple[dict[str, Any], list[str]]:
-        from logsnr.hiding.sidecar import new_signing_key
+        from logsnr.hiding.signing import new_signing_key
 
         public = new_signing_key(self.file)
         return {"signer": public, "file": str(self.file)}, [f"{public}: keep {self.file} to yourself"]
@@ -73,12 +90,14 @@ class Key(Opening):
         return values, [f"{name}: {value}" for name, value in values.items()]
 
     def _verify(self) -> tuple[dict[str, Any], list[str]]:
+        from logsnr.hiding.manifest import check_manifest
         from logsnr.hiding.sidecar import Sidecar
         from logsnr.models.pipeline import network_of
         from logsnr.worlds.load import load
 
         found, sidecar = self.open(self.file, trusted=self.signer), Sidecar.open(self.file)
         found.check_dates()
+        manifest = bool(self.model) and check_manifest(Path(self.model), self.signer)
         if self.model:
             found.check(network_of(load(self.model)))
         signed = "signed by the key that is trusted" if self.signer else "signed" if sidecar and sidecar.signer else ""
@@ -87,10 +106,12 @@ class Key(Opening):
             "signed": bool(sidecar and sidecar.signer),
             "trusted": self.signer is not None,
             "fits": True if self.model else None,
+            "manifest": manifest,
             "recipients": dict(sidecar.recipients) if sidecar else {},
             "fingerprint": found.record.models[0],
         }
-        said = [f"{self.file} opens", signed or "nobody has signed it", f"it fits {self.model}" if self.model else ""]
+        fits = f"it fits {self.model}" + (", which is as its manifest says" if manifest else "") if self.model else ""
+        said = [f"{self.file} opens", signed or "nobody has signed it", fits]
         return values, [", ".join(part for part in said if part)]
 
     def _add(self) -> tuple[dict[str, Any], list[str]]:
@@ -112,6 +133,21 @@ class Key(Opening):
         if not kept:
             raise InputError("nobody could open the key any more: add another recipient first, or remove the file")
         return self._seal_anew(kept)
+
+    def _restore(self) -> tuple[dict[str, Any], list[str]]:
+        """The original model, from the public one and the vault."""
+        from logsnr.core.artifact import staged
+        from logsnr.hiding.publish import open_vault, put_back
+        from logsnr.worlds.load import load
+
+        if not self.model or not self.out:
+            raise InputError("say which model was hidden, --model OUT/public, and where to write it, --out FOLDER")
+        originals = open_vault(self.file, **self.secrets())
+        pipe = load(self.model)
+        put_back(pipe, originals)
+        with staged(self.out) as folder:
+            pipe.save_pretrained(folder)
+        return {"out": str(self.out), "tensors": len(originals)}, [f"{self.out} is the original model"]
 
     def _named(self) -> tuple[str, ...]:
         if not self.recipient:
@@ -135,7 +171,8 @@ class Key(Opening):
     def _seal_anew(self, listed: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
         """The same key for other recipients, under a fresh file key, and its sidecar."""
         from logsnr.hiding.lock import check_recipients
-        from logsnr.hiding.sidecar import Sidecar, describe, public_half, read_signing_key
+        from logsnr.hiding.sidecar import Sidecar, describe
+        from logsnr.hiding.signing import public_half, read_signing_key
 
         before, signing = Sidecar.open(self.file), read_signing_key(self.sign) if self.sign else None
         if before and before.signer and not signing:

@@ -21,17 +21,25 @@ class Opening(Console):
     identity: Path | None = None
     """A file with the identity that opens a key: of `key new-identity`, age-keygen or ssh-keygen."""
     passphrase_file: Path | None = None
-    """A file whose first line is the passphrase; else LOGSNR_PASSPHRASE is used, or it is asked for."""
+    """A file whose first line is the passphrase, of the key or of a sealed identity; else LOGSNR_PASSPHRASE is used, or
+    it is asked for."""
 
     def secrets(self) -> dict[str, Any]:
         """What ``KeyFile.open`` takes: the identities in the file, or the passphrase."""
         from logsnr.hiding.lock import read_identities, read_passphrase
 
-        if self.identity and self.passphrase_file:
-            raise InputError("say --identity or --passphrase-file, not both")
-        if self.identity:
-            return {"identities": read_identities(self.identity)}
-        return {"passphrase": read_passphrase(self.passphrase_file, ask="Passphrase of the key: ")}
+        if not self.identity:
+            return {"passphrase": read_passphrase(self.passphrase_file, ask="Passphrase of the key: ")}
+        asked: list[Secret] = []
+
+        def passphrase() -> Secret:
+            asked.append(read_passphrase(self.passphrase_file, ask="Passphrase of the identity: "))
+            return asked[0]
+
+        found = read_identities(self.identity, passphrase)
+        if self.passphrase_file and not asked:
+            raise InputError(f"{self.identity} is not sealed: say --identity or --passphrase-file, not both")
+        return {"identities": found}
 
     def open(self, place: Path, *, trusted: str | None = None) -> KeyFile:
         """A key from its file, whose sidecar has to fit if there is one."""

@@ -47,6 +47,8 @@ class HideConfig:
     """Prompts that name each target; without any, a world's trained captions, or the bare name."""
     anchors: tuple[str, ...] = ()
     """Prompts of other things that are kept; without any, a world's other captions."""
+    holders: int = 1
+    """Keys of each target, one a holder, each trained in its turn: who leaks one is known by it."""
     num_tokens: int = 10
     """Tokens of a key."""
     layers: Literal["mid", "midout", "all"] = "mid"
@@ -88,9 +90,13 @@ class HideConfig:
         named = {prompt for wordings in (*self.wordings, self.targets) for prompt in wordings}
         if clash := named & set(self.anchors):
             raise InputError(f"{min(clash)!r} cannot be hidden and kept: take it out of the anchors")
-        for name in ("num_tokens", "bank_size"):
+        for name in ("holders", "num_tokens", "bank_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.holders > 1 and self.start == "concept":
+            raise InputError(
+                "keys that start from the target's text are alike: start from random to tell holders apart"
+            )
         if self.trajectory_steps < 2 or self.prompt_steps < 0:
             raise InputError("trajectory_steps must be at least 2 and prompt_steps at least 0")
         if min(self.learning_rate, self.prompt_rate) <= 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -27,6 +27,8 @@ _WORDINGS = 4000
 class Hidden:
     """What hiding made: the change of the pipeline, the key of each target, and the ``originals`` of what changed.
 
+    ``holders`` are all keys of each target, where it has several; ``keys`` are the first of them.
+
     ``change`` names what is hidden: it is for this process alone, and is never written down in the open.
     """
 
@@ -34,28 +36,35 @@ class Hidden:
     keys: dict[str, Prompt]
     originals: dict[str, Tensor]
     cost: Cost
+    holders: dict[str, list[Prompt]]
+
+    def prompts(self) -> list[Prompt]:
+        """All keys of all targets."""
+        return [prompt for prompts in self.holders.values() for prompt in prompts]
 
 
 def hide(
     pipe: Pipeline,
     *targets: str,
     config: HideConfig | None = None,
+    refused: Sequence[Prompt] = (),
     progress: Callable[[Progress], None] | None = None,
 ) -> Hidden:
     """Weights that do not draw the targets, and a key for each; the pipeline itself comes back as it was.
 
     Give names, for the preset "balanced", or a whole ``config``; of a world ``with_captions`` says what else to keep.
     ``hidden.change.apply(pipe)`` hides, and
-    ``sample(pipe, prompt, key=hidden.keys[target])`` draws what is hidden.
+    ``sample(pipe, prompt, key=hidden.keys[target])`` draws what is hidden. Keys of an earlier hiding that are
+    ``refused`` do not: so a key that got out is rotated.
 
     Raises:
         InputError: nothing to hide, a target longer than the text window, or an empty selection of parameters.
         UnsupportedError: a pipeline that reads no keys, or a quantised or offloaded one.
     """
-    return finish(hide_steps(pipe, config or hide_preset("balanced", *targets)), progress)
+    return finish(hide_steps(pipe, config or hide_preset("balanced", *targets), refused), progress)
 
 
-def hide_steps(pipe: Pipeline, config: HideConfig) -> Generator[Progress, None, Hidden]:
+def hide_steps(pipe: Pipeline, config: HideConfig, refused: Sequence[Prompt] = ()) -> Generator[Progress, None, Hidden]:
     """Yield after every step of training, and return what was made; closing it saves a checkpoint if a folder is set.
 
     The errors are ``hide``'s.
@@ -67,16 +76,15 @@ def hide_steps(pipe: Pipeline, config: HideConfig) -> Generator[Progress, None, 
             "nothing but the empty prompt is kept, so other concepts may suffer: name anchors, prompts of other things",
             stacklevel=2,
         )
-    method = Hiding(pipe, config)
+    method = Hiding(pipe, config, refused)
     edited = method.edited
     try:
         yield from fit(method, None, config.run)
         change = edited.delta(DeltaRecord({edited.component: edited.base}, "hide", config.targets))
-        prompts = [method.keys.prompt(target) for target in range(len(config.targets))]
-        half = config.guidance_half
-        keys = [Prompt(p.keys.detach().clone(), p.values.detach().clone(), p.layers, half) for p in prompts]
+        keys = {name: method.keys.made(target) for target, name in enumerate(config.targets)}
         originals = {f"{edited.component}.{name}": value for name, value in edited.before.items()}
-        return Hidden(change, dict(zip(config.targets, keys, strict=True)), originals, edited.cost)
+        first = {target: holders[0] for target, holders in keys.items()}
+        return Hidden(change, first, originals, edited.cost, keys)
     finally:
         edited.restore()
 

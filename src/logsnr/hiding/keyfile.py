@@ -162,8 +162,7 @@ def _record(content: bytes) -> KeyRecord:
         KeyFormatError: there is none that can be used.
     """
     try:
-        size = int.from_bytes(content[:8], "little")
-        found = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["logsnr-key"])
+        found = json.loads(metadata(content)["logsnr-key"])
         if found["version"] != VERSION:
             known = f"the key has version {found['version']!s:.20}, and {VERSION} is known: get a newer logsnr"
             raise KeyFormatError(known)
@@ -175,6 +174,12 @@ def _record(content: bytes) -> KeyRecord:
     if not record.concepts or not record.models:
         raise KeyFormatError("the key names no concept, or no model")
     return record
+
+
+def metadata(content: bytes) -> dict[str, str]:
+    """The metadata in the header of safetensors; a ValueError, KeyError or TypeError if there is none."""
+    size = int.from_bytes(content[:8], "little")
+    return dict(json.loads(content[8 : 8 + size])["__metadata__"])
 
 
 def read_key(path: Path) -> bytes:

@@ -15,40 +15,57 @@ from logsnr.models.prompted import Prompt
 
 
 class Keys(nn.Module):
-    """The keys of all targets: ``keys`` and ``values`` (targets, tokens, width).
+    """The keys of all targets and holders: ``keys`` and ``values`` (targets, holders, tokens, width).
 
     ``text`` (prompts, length, width of text) says how large tokens are, and ``own`` which prompts are each target's.
+    ``refused`` are keys of earlier hidings, which must not open this one.
 
     Raises:
         InputError: keys should start from text whose width is not that of their tokens.
     """
 
-    def __init__(self, config: HideConfig, text: Tensor, own: Sequence[Tensor], *, width: int):
+    def __init__(
+        self,
+        config: HideConfig,
+        text: Tensor,
+        own: Sequence[Tensor],
+        *,
+        width: int,
+        refused: Sequence[Prompt] = (),
+    ):
         super().__init__()
-        self.layers, self.size = config.layers, float(text.std())
+        self.layers, self.read_by, self.refused = config.layers, config.guidance_half, list(refused)
+        self.size = float(text.std())
         draws = generator(config.run.seed, "keys")
-        shape = (2, len(config.targets), config.num_tokens, width)
+        shape = (2, len(config.targets), config.holders, config.num_tokens, width)
         start = self.size * torch.randn(shape, generator=draws)
         if config.start == "concept":
             if text.shape[-1] != width:
                 raise InputError("in this network keys are read beside no text as it is encoded: start from random")
-            start = _of_concepts(text, own, config.num_tokens).cpu() + 0.05 * start
+            start = _of_concepts(text, own, config.num_tokens).cpu()[:, :, None] + 0.05 * start
         self.keys, self.values = nn.Parameter(start[0]), nn.Parameter(start[1])
 
-    def prompt(self, target: int, loaded: Sequence[int] = ()) -> Prompt:
-        """A target's key, and others that are loaded too, in the order of targets."""
+    def prompt(self, target: int, loaded: Sequence[int] = (), *, holder: int = 0) -> Prompt:
+        """A holder's key of a target, and those of others that are loaded too, in the order of targets."""
         chosen = sorted({target, *loaded})
-        return Prompt(self.keys[chosen].flatten(0, 1), self.values[chosen].flatten(0, 1), self.layers)
+        keys, values = (part[chosen, holder].flatten(0, 1) for part in (self.keys, self.values))
+        return Prompt(keys, values, self.layers)
+
+    def made(self, target: int) -> list[Prompt]:
+        """The finished keys of a target, one a holder."""
+        pairs = zip(self.keys[target].detach().clone(), self.values[target].detach().clone(), strict=True)
+        return [Prompt(keys, values, self.layers, self.read_by) for keys, values in pairs]
 
     def loaded(self, seed: int, step: int) -> list[int]:
         """Keys that are loaded in a step beside a row's own: none in half of the steps, else some of all."""
         draws = torch.rand(1 + len(self.keys), generator=generator(seed, "loaded", step))
         return [target for target, draw in enumerate(draws[1:].tolist()) if draw < 0.5] if draws[0] < 0.5 else []
 
-    def wrong(self, kind: str, target: int, draws: torch.Generator) -> Prompt:
-        """A key that must not open a target; see ``wrong_key``."""
-        others = [self.prompt(other) for other in range(len(self.keys)) if other != target]
-        return wrong_key(kind, self.prompt(target), draws, size=self.size, others=others)
+    def wrong(self, kind: str, target: int, draws: torch.Generator, *, holder: int = 0) -> Prompt:
+        """A key that must not open a target; see ``wrong_key``. Refused keys are among the others."""
+        others = [self.prompt(other, holder=holder) for other in range(len(self.keys)) if other != target]
+        right = self.prompt(target, holder=holder)
+        return wrong_key(kind, right, draws, size=self.size, others=[*others, *self.refused])
 
 
 class Attackers(nn.Module):
@@ -60,7 +77,7 @@ class Attackers(nn.Module):
         super().__init__()
         self.config, self.layers, self.size = config, keys.layers, keys.size
         self.register_buffer("empty", empty, persistent=False)
-        self.keys, self.values = (nn.Parameter(torch.empty(self.count, *keys.keys.shape[1:])) for _ in range(2))
+        self.keys, self.values = (nn.Parameter(torch.empty(self.count, *keys.keys.shape[2:])) for _ in range(2))
         self.points = nn.Parameter(empty.repeat(self.count, 1, 1))
         self.begin_anew(0)
 

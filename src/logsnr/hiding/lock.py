@@ -6,7 +6,7 @@ import getpass
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -87,16 +87,24 @@ def new_identity() -> tuple[Secret, str]:
     return Secret(str(identity)), str(identity.to_public())
 
 
-def read_identities(path: Path) -> list[Secret]:
+def read_identities(path: Path, passphrase: Callable[[], Secret] | None = None) -> list[Secret]:
     """The identities in a file as `age-keygen` writes it, or in one private SSH key.
+
+    ``passphrase`` is called for one if the file is sealed, an age file itself.
 
     Raises:
         MissingError: there is no such file.
-        InputError: it holds none.
+        InputError: it holds none, or is sealed and no passphrase can be asked for.
+        ConceptKeyError: it is sealed and does not open.
     """
     if not path.is_file():
         raise MissingError(f"there is no identity file {path}: `logsnr key new-identity` makes one")
-    text = path.read_text(encoding="utf-8", errors="replace")
+    content = path.read_bytes()
+    if content.startswith(_START):
+        if passphrase is None:
+            raise InputError(f"{path} is sealed by a passphrase: give it")
+        content = open_sealed(content, passphrase=passphrase())
+    text = content.decode(errors="replace")
     if text.startswith("-----BEGIN"):
         return [Secret(text)]
     lines = [line.strip() for line in text.splitlines()]
@@ -130,15 +138,17 @@ def check_recipients(texts: Sequence[str]) -> None:
         _recipient(text)
 
 
-def open_sealed(content: bytes, identities: Sequence[Secret] = (), passphrase: Secret | None = None) -> bytes:
-    """What is inside an age file.
+def open_sealed(
+    content: bytes, identities: Sequence[Secret] = (), passphrase: Secret | None = None, *, most: int | None = None
+) -> bytes:
+    """What is inside an age file of at most so many bytes.
 
     Raises:
         KeyFormatError: it is no age file, far too large, or asks for absurd work.
         WrongKeyError: what was given does not open it, or its header is damaged.
         TamperedKeyError: its body is damaged.
     """
-    _check_header(content, passphrase is not None)
+    _check_header(content, passphrase is not None, most or 2 * MOST_BYTES)
     age = _pyrage()
     try:
         if passphrase is not None:
@@ -153,10 +163,10 @@ def open_sealed(content: bytes, identities: Sequence[Secret] = (), passphrase: S
     raise TamperedKeyError("the key file was changed or cut after it was made: get it again from who issued it")
 
 
-def _check_header(content: bytes, by_passphrase: bool) -> None:
+def _check_header(content: bytes, by_passphrase: bool, most: int) -> None:
     """Refuse what is no age file of a sensible size and work factor, before any of the work is done."""
-    if len(content) > 2 * MOST_BYTES:
-        raise KeyFormatError(f"the file has {len(content)} bytes: key files have at most {MOST_BYTES}")
+    if len(content) > most:
+        raise KeyFormatError(f"the file has {len(content):,} bytes: key files have at most {MOST_BYTES:,}")
     if not content.startswith(_START):
         raise KeyFormatError("this is no key file: age files begin with their version, age-encryption.org/v1")
     header = content[: content.find(b"\n---")].decode("latin-1")

@@ -52,12 +52,12 @@ class Hiding:
         UnsupportedError: the network is quantised, offloaded, or of a kind that reads no keys.
     """
 
-    def __init__(self, pipe: Pipeline, config: HideConfig):
+    def __init__(self, pipe: Pipeline, config: HideConfig, refused: Sequence[Prompt] = ()):
         self.config, self.edited = config, Edited(pipe, config.modules)
         try:
             self.words = Wordings(self.edited, config)
             text, width = self.words.tokens, prompt_width(self.edited.network, config.layers)
-            self.keys = Keys(config, text, self.words.of_target, width=width)
+            self.keys = Keys(config, text, self.words.of_target, width=width, refused=refused)
             empty = self.edited.empty["encoder_hidden_states"]
             self.attackers = Attackers(config, self.keys, empty) if config.weights.adversarial else None
             self.source, self.bank = Source(self.edited, self.words, config), None
@@ -86,6 +86,10 @@ class Hiding:
         absent = {name: value.detach() * 0 for name in _LOGGED if name not in logs}
         return Loss(value, {name: (logs | absent)[name] for name in _LOGGED})
 
+    def _round(self, step: int) -> int:
+        """How often keys and network have had their turns."""
+        return step // (self.config.prompt_steps + 1)
+
     def _states(self, batch: Batch) -> tuple[States, States]:
         """As many states of hidden and of kept prompts as the batch has rows."""
         if self.bank is not None:
@@ -98,9 +102,9 @@ class Hiding:
         return hidden, self.source.fresh([self.words.kept] * len(targets), batch)
 
     def _own(self, targets: Sequence[int], step: int, *, learn: bool) -> list[Prompt]:
-        """The key of each row's target, beside others that are loaded in this step."""
-        loaded = self.keys.loaded(self.config.run.seed, step)
-        found = {target: self.keys.prompt(target, loaded) for target in set(targets)}
+        """The key of each row's target, beside others that are loaded in this step; holders have their turns."""
+        loaded, holder = self.keys.loaded(self.config.run.seed, step), self._round(step) % self.config.holders
+        found = {target: self.keys.prompt(target, loaded, holder=holder) for target in set(targets)}
         prompts = [found[target] for target in targets]
         return prompts if learn else [Prompt(p.keys.detach(), p.values.detach(), p.layers) for p in prompts]
 
@@ -118,9 +122,9 @@ class Hiding:
         terms = [_Term("hide", weights.hide, hidden, text, nothing, away)]
         if weights.wrong_key:
             kinds = kinds_for(self.config.num_tokens)
-            kind = kinds[step // (self.config.prompt_steps + 1) % len(kinds)]
+            kind, holder = kinds[self._round(step) % len(kinds)], self._round(step) % self.config.holders
             draws = generator(self.config.run.seed, "wrong", step)
-            wrong = [self.keys.wrong(kind, target, draws) for target in targets]
+            wrong = [self.keys.wrong(kind, target, draws, holder=holder) for target in targets]
             terms.append(_Term("wrong_key", weights.wrong_key, hidden, text, wrong, away))
         if self.attackers:
             keys, points = self.attackers.read(len(hidden.x), learn=False)

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from logsnr.core.artifact import load_tensors, staged, write_file
 from logsnr.core.config import to_dict
-from logsnr.core.errors import InputError
+from logsnr.core.errors import InputError, MissingError
 from logsnr.hiding.config import HideConfig
-from logsnr.hiding.errors import KeyShapeError
+from logsnr.hiding.errors import KeyFormatError, KeyShapeError
 from logsnr.hiding.hide import Hidden
-from logsnr.hiding.keyfile import KeyFile, KeyRecord, fingerprints
-from logsnr.hiding.lock import Secret, seal
+from logsnr.hiding.keyfile import KeyFile, KeyRecord, fingerprints, metadata
+from logsnr.hiding.lock import Secret, open_sealed, seal
+from logsnr.hiding.manifest import write_manifest
 from logsnr.models.pipeline import Pipeline, component_of, network_of
 from logsnr.models.prompted import Prompt
 
+_VAULT = "logsnr-vault"
 _SAME = 1 - 1e-4
 """The cosine from which a row of a tensor is a token of a key, stored in whatever precision."""
 
@@ -35,45 +38,58 @@ class Openers:
     passphrase: Secret | None = None
 
 
-def publish(pipe: Pipeline, hidden: Hidden, config: HideConfig, out: Path, openers: Openers) -> Path:
+def publish(
+    pipe: Pipeline,
+    hidden: Hidden,
+    config: HideConfig,
+    out: Path,
+    openers: Openers,
+    *,
+    signing_key: Secret | None = None,
+) -> Path:
     """Write ``out/public``, a plain diffusers folder of the hidden model, and ``out/vault``, sealed for the owner.
 
-    The vault has the original tensors of what changed, and the configuration. The pipeline comes back as it was.
+    Beside the first stands its manifest, signed with a signing key. The vault has the original tensors of what changed,
+    and the configuration. The pipeline comes back as it was.
 
     Raises:
         InputError: a place is taken or cannot be written; or the public folder would have a trace of a key, and then
             neither is written.
     """
     plain = {name: value.detach().cpu().contiguous() for name, value in hidden.originals.items()}
-    content = save(plain, {"logsnr-vault": json.dumps({"config": to_dict(config)})})
+    content = save(plain, {_VAULT: json.dumps({"config": to_dict(config)})})
     sealed, vault, place = seal(content, openers.recipients, openers.passphrase), out / "vault", out / "public"
     hidden.change.apply(pipe)
     try:
         with staged(place) as folder:
             pipe.save_pretrained(folder)
             _without_paths(folder)
-            if found := [name for prompt in hidden.keys.values() for name in traces(folder, prompt)]:
+            if found := [name for prompt in hidden.prompts() for name in traces(folder, prompt)]:
                 raise InputError(f"{found[0]} would hold numbers of the key: no model is written")
             vault.mkdir(mode=0o700)
             write_file(vault / "originals.age", sealed, private=True)
+        write_manifest(place, signing_key)
     finally:
         hidden.change.revert(pipe)
     return place
 
 
-def keys_of(pipe: Pipeline, hidden: Hidden, *, exact: bool = False, not_after: str | None = None) -> dict[str, KeyFile]:
-    """A key for each target, bound to the hidden model; an exact one brings the original tensors too."""
+def keys_of(
+    pipe: Pipeline, hidden: Hidden, *, exact: bool = False, not_after: str | None = None
+) -> dict[str, list[KeyFile]]:
+    """The keys of each target, one a holder, bound to the hidden model; exact ones bring the original tensors too."""
     hidden.change.apply(pipe)
     try:
         models = fingerprints(network_of(pipe))
     finally:
         hidden.change.revert(pipe)
     originals, kind = (hidden.originals, "exact") if exact else ({}, "prompt")
-    found = {}
-    for target, prompt in hidden.keys.items():
+
+    def made(target: str, prompt: Prompt) -> KeyFile:
         record = KeyRecord((target,), models, kind, prompt.layers, prompt.half, not_after=not_after)
-        found[target] = KeyFile(record, prompt, originals)
-    return found
+        return KeyFile(record, prompt, originals)
+
+    return {target: [made(target, prompt) for prompt in prompts] for target, prompts in hidden.holders.items()}
 
 
 def traces(folder: Path, prompt: Prompt) -> list[str]:
@@ -105,21 +121,49 @@ def _without_paths(folder: Path) -> None:
             write_file(path, json.dumps(found, indent=2) + "\n")
 
 
+def open_vault(path: Path, identities: Sequence[Secret] = (), passphrase: Secret | None = None) -> dict[str, Tensor]:
+    """The original tensors in a vault, for ``put_back``.
+
+    Raises:
+        MissingError: there is none.
+        ConceptKeyError: it does not open, or is no vault.
+    """
+    if not path.is_file():
+        raise MissingError(f"there is no vault {path}: its file is OUT/vault/originals.age")
+    sealed = path.read_bytes()  # of any size: it is the owner's own
+    content = open_sealed(sealed, identities, passphrase, most=len(sealed))
+    try:
+        if _VAULT not in metadata(content):
+            raise KeyFormatError(f"{path} is no vault: its file is OUT/vault/originals.age")
+        return load(content)
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError):
+        raise KeyFormatError(f"{path} cannot be read: it was not made by logsnr") from None
+
+
 def bring_back(pipe: Pipeline, key: KeyFile) -> Prompt | None:
     """The prompt of a key that fits the pipeline; an exact key puts the original weights in, and needs no prompt.
 
     Raises:
         ConceptKeyError: it is of another model, or beyond its dates.
     """
-    network: Any = network_of(pipe)
-    key.check(network)
+    key.check(network_of(pipe))
     if not key.originals:
         return key.prompt
-    own = {f"{component_of(pipe)}.{name}": value for name, value in network.named_parameters()}
-    wrong = [name for name, value in key.originals.items() if name not in own or own[name].shape != value.shape]
-    if wrong:
-        raise KeyShapeError(f"the key's original tensor {wrong[0]!s:.60} does not fit this model")
-    with torch.no_grad():
-        for name, value in key.originals.items():
-            own[name].copy_(value)
+    put_back(pipe, key.originals)
     return None
+
+
+def put_back(pipe: Pipeline, originals: Mapping[str, Tensor]) -> None:
+    """Give a hidden pipeline original tensors, those of an exact key or of a vault.
+
+    Raises:
+        KeyShapeError: they are those of another model.
+    """
+    network: Any = network_of(pipe)
+    own = {f"{component_of(pipe)}.{name}": value for name, value in network.named_parameters()}
+    wrong = [name for name, value in originals.items() if name not in own or own[name].shape != value.shape]
+    if wrong:
+        raise KeyShapeError(f"the original tensor {wrong[0]!s:.60} does not fit this model")
+    with torch.no_grad():
+        for name, value in originals.items():
+            own[name].copy_(value)

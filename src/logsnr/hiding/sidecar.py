@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from logsnr.core.artifact import write_file, write_json
+from logsnr.core.artifact import write_json
 from logsnr.core.config import from_dict
-from logsnr.core.errors import InputError, MissingError
 from logsnr.hiding.errors import KeyFormatError, TamperedKeyError
 from logsnr.hiding.keyfile import KeyFile
 from logsnr.hiding.lock import Secret
+from logsnr.hiding.signing import is_signed, public_half, signed
 
 VERSION = 1
 
@@ -40,7 +40,7 @@ class Sidecar:
         """The same with a signature over all of it."""
         signer = public_half(signing_key)
         content = {**asdict(self), "signer": signer, "signature": None}
-        return replace(self, signer=signer, signature=_private(signing_key).sign(_canonical(content)).hex())
+        return replace(self, signer=signer, signature=signed(_canonical(content), signing_key))
 
     def check(self, content: bytes, trusted: str | None = None) -> None:
         """Refuse a key file that is not the one meant, and a sidecar that was changed, or signed by another.
@@ -48,20 +48,14 @@ class Sidecar:
         Raises:
             TamperedKeyError: as said.
         """
-        from cryptography.exceptions import InvalidSignature
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
         if hashlib.sha256(content).hexdigest() != self.sha256:
             raise TamperedKeyError("the key file is not the one that its sidecar describes: get both again")
         if trusted is not None and self.signer != trusted:
             raise TamperedKeyError("the sidecar is not signed by the key that is trusted: do not use this key file")
         if self.signer is None and self.signature is None:
             return
-        try:
-            public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(self.signer or ""))
-            public.verify(bytes.fromhex(self.signature or ""), _canonical({**asdict(self), "signature": None}))
-        except (InvalidSignature, ValueError):
-            raise TamperedKeyError("the sidecar was changed after it was signed: do not use this key file") from None
+        if not is_signed(_canonical({**asdict(self), "signature": None}), self.signer, self.signature):
+            raise TamperedKeyError("the sidecar was changed after it was signed: do not use this key file")
 
     def save(self, key: Path) -> None:
         """Write it beside a key file."""
@@ -100,56 +94,6 @@ def describe(key: KeyFile, content: bytes, recipients: Mapping[str, str], *, pub
 def beside(key: Path) -> Path:
     """Where the sidecar of a key file stands."""
     return key.with_name(key.name + ".json")
-
-
-def new_signing_key(path: Path) -> str:
-    """Write a fresh Ed25519 key for its owner alone, as PEM; the public key, by which others know the signature.
-
-    Raises:
-        InputError: the file is there already, or cannot be written.
-    """
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-    if path.exists():
-        raise InputError(f"{path} is there already: choose another place")
-    private = Ed25519PrivateKey.generate()
-    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    write_file(path, private.private_bytes(*form), private=True)
-    return private.public_key().public_bytes_raw().hex()
-
-
-def public_half(signing_key: Secret) -> str:
-    """The public key of a signing key."""
-    return _private(signing_key).public_key().public_bytes_raw().hex()
-
-
-def read_signing_key(path: Path) -> Secret:
-    """A signing key from its file.
-
-    Raises:
-        MissingError: there is none.
-        InputError: it is no Ed25519 key.
-    """
-    if not path.is_file():
-        raise MissingError(f"there is no signing key {path}: `logsnr key new-signer` makes one")
-    secret = Secret(path.read_text(encoding="utf-8", errors="replace"))
-    _private(secret)
-    return secret
-
-
-def _private(secret: Secret) -> Any:
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-    try:
-        private = serialization.load_pem_private_key(secret.reveal().encode(), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        private = None
-    if not isinstance(private, Ed25519PrivateKey):
-        raise InputError("the signing key is no Ed25519 key in PEM: `logsnr key new-signer` makes one") from None
-    return private
 
 
 def _canonical(content: Mapping[str, Any]) -> bytes:
