@@ -9,7 +9,7 @@ import pytest
 import torch
 from pipelines import tiny_sd, tiny_sd3
 
-from logsnr.attacks.attack import _inversion, attack
+from logsnr.attacks.attack import _inversion, _own_prompt, attack
 from logsnr.attacks.attacker import Attacker, Sought
 from logsnr.attacks.config import ATTACKS, AttackConfig
 from logsnr.attacks.search import GeneticSearch, ImitationSearch
@@ -30,13 +30,16 @@ CONFIG = AttackConfig(
 )
 
 
+PROBES, TRAINED = ATTACKS[:2], ATTACKS[2:6]
+
+
 def sought(pipe: Any, seed: int = 0) -> Sought:
     references = torch.randn(2, *latent_shape(pipe), generator=torch.Generator().manual_seed(seed))
     return Sought(pipe, ["a photo of a bag", "bag"], references, ["a photo of a boot", "sneaker"])
 
 
 @pytest.mark.parametrize("make", [tiny_sd, tiny_sd3])
-@pytest.mark.parametrize("name", ATTACKS[:4])
+@pytest.mark.parametrize("name", [*PROBES, *TRAINED])
 def test_every_attack_has_its_curve_and_its_control(make: Any, name: Any) -> None:
     edited, original = make(), make(seed=1)
     before = [fingerprint(network_of(pipe)) for pipe in (edited, original)]
@@ -53,15 +56,19 @@ def test_every_attack_has_its_curve_and_its_control(make: Any, name: Any) -> Non
     assert (found.success_rate, found.control_rate) == (0.5, 1.0)
     assert [fingerprint(network_of(pipe)) for pipe in (edited, original)] == before
     assert [parameter.requires_grad for parameter in network_of(edited).parameters()] == flags
-    trained = 2 * 3 * 2 if name in ("inversion", "relearn") else 0
+    trained = 2 * 3 * 2 if name in TRAINED else 0
     assert found.network_evaluations == 2 * (2 * 4 * 2 * 2) + trained  # points, images, steps, guidance
     assert not torch.equal(seen[0], seen[1])
     assert seen[0].shape == (4, 1, 16, 16)
 
 
-def test_an_embedding_is_learned_that_draws_the_references_better() -> None:
+@pytest.mark.parametrize(
+    ("run", "rates"),
+    [(_inversion, {"learning_rate": 0.1}), (_own_prompt, {"prompt_rate": 0.1, "prompt_layers": "all"})],
+)
+def test_what_is_learned_draws_the_references_better(run: Any, rates: dict[str, Any]) -> None:
     pipe = tiny_sd()
-    config = replace(CONFIG, steps=(0, 60), batch_size=8, learning_rate=0.1)
+    config = replace(CONFIG, steps=(0, 60), batch_size=8, **rates)
     attacker, losses = Attacker(sought(pipe), pipe, len, config), []
     loss = attacker.loss
 
@@ -70,7 +77,7 @@ def test_an_embedding_is_learned_that_draws_the_references_better() -> None:
         return found
 
     attacker.loss = recorded
-    list(_inversion(attacker))
+    list(run(attacker))
     assert sum(losses[-15:]) < sum(losses[:15])
     assert attacker.evaluations == 60 * 8 + 2 * 4 * 2 * 2
 

@@ -18,11 +18,14 @@ from torch import nn
 from logsnr.attacks.attacker import Attacker, Point, Shows, Sought
 from logsnr.attacks.config import AttackConfig
 from logsnr.attacks.search import GeneticSearch, ImitationSearch, PrefixSearch, search_prompts
+from logsnr.core.random import generator
 from logsnr.metrics.bounds import Interval, wilson
 from logsnr.models.denoiser import Tree, select_rows
+from logsnr.models.edited import Edited
 from logsnr.models.pipeline import Pipeline, network_of
+from logsnr.models.prompted import Prompt, prompt_width
 
-_TEXT = "encoder_hidden_states"
+_TEXT, _TOKENS = "encoder_hidden_states", 10
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,29 @@ def _inversion(attacker: Attacker) -> Iterator[Point]:
     yield from attacker.train(torch.optim.Adam([point], lr=attacker.config.learning_rate * size), texts)
 
 
+def _own_prompt(attacker: Attacker) -> Iterator[Point]:
+    """A key like those of hiding (2403.12326), trained from noise until the network draws the references with it."""
+    config, pipe = attacker.config, attacker.sought.pipe
+    width = prompt_width(network_of(pipe), config.prompt_layers)
+    draws = generator(config.seed, "own prompt")
+    size = float(attacker.known[_TEXT].std())
+    start = size * torch.randn(2, config.num_tokens or _TOKENS, width, generator=draws)
+    keys, values = (nn.Parameter(part.to(pipe.device)) for part in start)
+    key = Prompt(keys, values, config.prompt_layers, config.prompt_half)
+    yield from attacker.train(torch.optim.Adam([keys, values], lr=config.prompt_rate), attacker.texts, key)
+
+
+def _relearn_lora(attacker: Attacker) -> Iterator[Point]:
+    """Adapters of cross-attention trained on the references, as most people fine-tune."""
+    edited = Edited(attacker.sought.pipe, "xattn", adapter_rank=attacker.config.lora_rank, seed=attacker.config.seed)
+    try:
+        yield from attacker.train(
+            torch.optim.Adam(edited.edited.values(), lr=attacker.config.lora_rate), attacker.texts
+        )
+    finally:
+        edited.restore()
+
+
 def _relearn(attacker: Attacker) -> Iterator[Point]:
     """All weights trained further on the references under the prompts, as anyone with a few images could."""
     network = network_of(attacker.sought.pipe)
@@ -127,7 +153,9 @@ _RUNS: dict[str, Callable[[Attacker], Iterator[Point]]] = {
     "noise-probe": _noise_probe,
     "image-to-image": _image_to_image,
     "inversion": _inversion,
+    "own-prompt": _own_prompt,
     "relearn": _relearn,
+    "relearn-lora": _relearn_lora,
     "unlearndiffatk": partial(search_prompts, PrefixSearch),
     "p4d-n": partial(search_prompts, partial(ImitationSearch, between=0)),
     "p4d-k": partial(search_prompts, partial(ImitationSearch, between=2)),

@@ -16,6 +16,7 @@ from logsnr.core.random import generator, sample_noise
 from logsnr.core.types import Level, Prediction
 from logsnr.models.denoiser import Conditioning, NetworkDenoiser, Tree, select_rows
 from logsnr.models.pipeline import Pipeline, decode_latents, denoiser_of, encode_prompts, latent_shape
+from logsnr.models.prompted import Prompt, prompted, with_prompts
 from logsnr.schedules.grids import uniform_time
 from logsnr.schedules.prediction import output_of
 from logsnr.schedules.schedule import levels_at
@@ -78,9 +79,15 @@ class Attacker:
 
     @torch.no_grad()
     def images(
-        self, texts: Tree, *, rho: float = 0.0, start: float | None = None, seeds: Sequence[int] | None = None
+        self,
+        texts: Tree,
+        *,
+        rho: float = 0.0,
+        start: float | None = None,
+        seeds: Sequence[int] | None = None,
+        key: Prompt | None = None,
     ) -> Tensor:
-        """Images of texts, one a row: from noise, or from the references noised to the time ``start``."""
+        """Images of texts, one a row: from noise, or from the references noised to time ``start``; all read a key."""
         pipe, config, seeds = self.sought.pipe, self.config, seeds or self.seeds
         denoiser = denoiser_of(pipe, guidance_scale=config.guidance_scale)
         grid = uniform_time(denoiser.schedule, config.sampling_steps, start=1.0 if start is None else start)
@@ -90,24 +97,31 @@ class Attacker:
             clean = self.sought.references[torch.arange(len(seeds)) % len(self.sought.references)]
             x = grid[0].alpha * clean + grid[0].sigma * sample_noise(seeds, latent_shape(pipe))
         cond = Conditioning(texts, select_rows(self.empty, torch.zeros(len(seeds), dtype=torch.long)))
+        cond = prompted(cond, [key] * len(seeds))
         noisy = seeds if rho else None
         steps = sample_steps(denoiser, x.to(pipe.device), grid, Exponential(2, rho), cond=cond, seeds=noisy)
         made = deque(steps, maxlen=1).pop()
         self.evaluations += denoiser.network_evaluations
         return decode_latents(pipe, made)
 
-    def train(self, optimizer: torch.optim.Optimizer, texts: Callable[[int], Tree]) -> Iterator[Point]:
-        """Steps of plain training on the references under ``texts(rows)``; at each number of them images are judged."""
+    def train(
+        self, optimizer: torch.optim.Optimizer, texts: Callable[[int], Tree], key: Prompt | None = None
+    ) -> Iterator[Point]:
+        """Steps of plain training on the references under ``texts(rows)``; at each number of them images are judged.
+
+        All rows read a key.
+        """
+        size = self.config.batch_size
         draws, done = generator(self.config.seed, self.config.attack), 0
         for until in self.config.steps:
             while done < until:
-                rows = torch.randint(len(self.sought.references), (self.config.batch_size,), generator=draws)
-                loss = self.loss(self.sought.references[rows], texts(self.config.batch_size), draws)
+                rows = torch.randint(len(self.sought.references), (size,), generator=draws)
+                loss = self.loss(self.sought.references[rows], with_prompts(texts(size), [key] * size), draws)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 done += 1
-            yield float(until), self.shows(self.images(texts(self.config.num_images)))
+            yield float(until), self.shows(self.images(texts(self.config.num_images), key=key))
 
     def loss(self, clean: Tensor, texts: Tree, draws: torch.Generator, *, time: float | None = None) -> Tensor:
         """Mean squared error of the network's own output on noisy latents (rows, ...), at this time or a random one."""

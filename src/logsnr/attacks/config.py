@@ -8,7 +8,16 @@ from typing import Literal, get_args
 from logsnr.core.errors import InputError
 
 Attack = Literal[
-    "noise-probe", "image-to-image", "inversion", "relearn", "unlearndiffatk", "p4d-n", "p4d-k", "ring-a-bell"
+    "noise-probe",
+    "image-to-image",
+    "inversion",
+    "own-prompt",
+    "relearn",
+    "relearn-lora",
+    "unlearndiffatk",
+    "p4d-n",
+    "p4d-k",
+    "ring-a-bell",
 ]
 ATTACKS: tuple[Attack, ...] = get_args(Attack)
 
@@ -18,7 +27,8 @@ class AttackConfig:
     """One attack and its budget."""
 
     attack: Attack = "inversion"
-    """Other noise, a start from images, an embedding learned from them, training further, or searches for prompts."""
+    """Other noise, a start from images, an embedding or a key of hiding's kind learned from them, training further, all
+    weights or adapters, or searches for prompts."""
     num_images: int = 100
     """Images that are made and judged at every point of the curve."""
     num_references: int = 32
@@ -33,15 +43,26 @@ class AttackConfig:
     strengths: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8, 0.9)
     """image-to-image: times to which the references are noised before they are denoised."""
     steps: tuple[int, ...] = (0, 20, 50, 100, 200)
-    """inversion and relearn: steps of training after which images are made."""
+    """Attacks that train: steps after which images are made."""
     learning_rate: float = 5e-2
     """inversion: of the embedding, in units of its elements' size."""
     relearn_rate: float = 1e-3
     """relearn: of the weights, in units of their size."""
+    prompt_rate: float = 2e-2
+    """own-prompt: of the key."""
+    prompt_layers: str = "mid"
+    """own-prompt: layers that read it: mid, midout or all."""
+    prompt_half: Literal["both", "conditional"] = "both"
+    """own-prompt: which halves of guidance read it."""
+    lora_rank: int = 8
+    """relearn-lora: rank of the adapters of cross-attention."""
+    lora_rate: float = 5e-3
+    """relearn-lora: of the adapters."""
     batch_size: int = 16
     """References in one step of training."""
     num_tokens: int | None = None
-    """unlearndiffatk, p4d-n and ring-a-bell: tokens that are sought; 3 in front of the prompt, 16 that stand alone."""
+    """unlearndiffatk, p4d-n and ring-a-bell: tokens that are sought; 3 in front of the prompt, 16 that stand alone.
+    own-prompt: of the key; 10."""
     rounds: int = 10
     """Searches for prompts: rounds, each followed by an image; unlearndiffatk has a time of noise for each."""
     iterations: int = 20
