@@ -34,9 +34,11 @@ CELLS["all three"] = tuple(target for targets in CELLS.values() for target in ta
 TUNED = {"sandal": ("sandal",), "coat": ("coat",)}
 ARMS: dict[str, dict[str, Any]] = {
     "balanced": {},
+    "mid": {"layers": "mid"},
     "midout": {"layers": "midout"},
-    "all layers": {"layers": "all"},
-    "no key steps": {"prompt_steps": 0},
+    "key steps": {"prompt_steps": 2},
+    "small key": {"key_size": 1.0},
+    "low rate": {"learning_rate": 4e-4},
     "clean data": {"loss_weighting": "x0"},
     "conditional half": {"guidance_half": "conditional"},
     "concept start": {"start": "concept"},

@@ -38,6 +38,7 @@ def config(*targets: str, steps: int = 6, **changes: Any) -> HideConfig:
         **{
             "anchors": ("a dark sneaker", "the small boot"),
             "num_tokens": 3,
+            "prompt_steps": 2,
             "trajectory_steps": 4,
             "bank_size": 3,
             "run": FitConfig(steps=steps, batch_size=4, warmup=0, clip=None),

@@ -51,7 +51,9 @@ class HideConfig:
     """Keys of each target, one a holder, each trained in its turn: who leaks one is known by it."""
     num_tokens: int = 10
     """Tokens of a key."""
-    layers: Literal["mid", "midout", "all"] = "mid"
+    key_size: float = 4.0
+    """How large the numbers of a random key are, in units of text's: the larger, the easier it is told from text."""
+    layers: Literal["mid", "midout", "all"] = "all"
     """Layers that read a key."""
     start: Literal["random", "concept"] = "random"
     """What keys start from: noise like text, or the target's own text, which an attacker can guess."""
@@ -64,19 +66,19 @@ class HideConfig:
     weights: HideWeights = field(default_factory=HideWeights)
     modules: tuple[str, ...] = ("xattn",)
     """Parameters to train: a named set (xattn, xattn-kv, selfattn, noxattn, notime, full) or regular expressions."""
-    learning_rate: float = 4e-4
+    learning_rate: float = 3e-3
     prompt_rate: float = 1e-2
     """Learning rate of keys."""
-    prompt_steps: int = 2
-    """Steps of the keys before each of the network."""
+    prompt_steps: int = 0
+    """Steps of the keys before each of the network; without any, a key is what was drawn, and the network learns it."""
     trajectories: Literal["bank", "student"] = "bank"
     """Noisy samples of the original, made once, or of the model as it is being trained, made for every step."""
     trajectory_steps: int = 20
     trajectory_guidance: float = 2.0
-    bank_size: int = 256
+    bank_size: int = 128
     """Trajectories of each target, and twice as many of the anchors, in the bank; every state of each is used."""
     run: FitConfig = field(
-        default_factory=lambda: FitConfig(steps=1500, batch_size=8, warmup=0, decay="cosine", clip=0.5)
+        default_factory=lambda: FitConfig(steps=900, batch_size=8, warmup=0, decay="cosine", clip=0.5)
     )
     """Steps are those of keys and network together."""
 
@@ -99,15 +101,24 @@ class HideConfig:
             )
         if self.trajectory_steps < 2 or self.prompt_steps < 0:
             raise InputError("trajectory_steps must be at least 2 and prompt_steps at least 0")
-        if min(self.learning_rate, self.prompt_rate) <= 0:
-            raise InputError("learning_rate and prompt_rate must be positive")
+        if min(self.learning_rate, self.prompt_rate, self.key_size) <= 0:
+            raise InputError("learning_rate, prompt_rate and key_size must be positive")
+        if self.weights.adversarial and not self.prompt_steps:
+            raise InputError("attackers learn in the steps of the keys: give prompt_steps, or no adversarial weight")
 
 
 HIDE_PRESETS: dict[str, dict[str, Any]] = {
     "balanced": {},
-    "robust": {"weights": HideWeights(adversarial=1.0)},
+    "robust": {
+        "weights": HideWeights(adversarial=1.0),
+        "prompt_steps": 1,
+        "run": FitConfig(steps=1800, batch_size=8, warmup=0, decay="cosine", clip=0.5),
+    },
     "paper": {
         "weights": HideWeights(1.0, 0.1, 0.0, 0.0, 0.0, 0.0),
+        "key_size": 1.0,
+        "layers": "mid",
+        "prompt_steps": 2,
         "learning_rate": 1e-5,
         "prompt_rate": 1e-5,
         "trajectories": "student",

@@ -35,7 +35,8 @@ class Keys(nn.Module):
     ):
         super().__init__()
         self.layers, self.read_by, self.refused = config.layers, config.guidance_half, list(refused)
-        self.size = float(text.std())
+        unit = float(text.std())
+        self.size = unit * (config.key_size if config.start == "random" else 1.0)
         draws = generator(config.run.seed, "keys")
         shape = (2, len(config.targets), config.holders, config.num_tokens, width)
         start = self.size * torch.randn(shape, generator=draws)
