@@ -60,7 +60,7 @@ class DenoiserConfig:
     text_layers: int = 2
     text_length: int = 16
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """Muon moves matrices by orthogonal steps; a step costs a sixth more and learns what AdamW takes more for."""
+    """Muon moves matrices by orthogonal steps, which cost more each; see ``train.muon``."""
     learning_rate: float = 1e-3
     ema: float = 0.9995
     seed: int = 0

@@ -27,7 +27,7 @@ class FlowDenoiserConfig:
     time_std: float = 1.0
     """Training times are sigmoid(time_mean + time_std * normal), by 2403.03206."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """Muon moves matrices by orthogonal steps; a step costs a sixth more and learns what AdamW takes more for."""
+    """Muon moves matrices by orthogonal steps, which cost more each; see ``train.muon``."""
     learning_rate: float = 1e-3
     ema: float = 0.9995
     seed: int = 0
