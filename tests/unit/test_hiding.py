@@ -22,7 +22,7 @@ from logsnr.hiding.keys import Keys
 from logsnr.hiding.method import Hiding
 from logsnr.hiding.wrong import WRONG, kinds_for, wrong_key
 from logsnr.models.pipeline import denoiser_of, encode_prompts, network_of
-from logsnr.models.prompted import Prompt, with_prompts
+from logsnr.models.prompted import Prompt, prompt_width, with_prompts
 from logsnr.solvers.config import SampleConfig
 from logsnr.solvers.sample import sample
 from logsnr.train.config import FitConfig
@@ -149,8 +149,10 @@ def test_it_hides_and_finds_again() -> None:
 
 
 def test_holders_learn_in_turn_and_refused_keys_are_wrong_ones() -> None:
-    old = Prompt(torch.full((3, 32), 7.0), torch.full((3, 32), 8.0))
-    method = Hiding(tiny_sd(), config(holders=2, layers="all", start="random"), [old])
+    pipe = tiny_sd()
+    shape = (3, prompt_width(network_of(pipe), "all"))
+    old = Prompt(torch.full(shape, 7.0), torch.full(shape, 8.0))
+    method = Hiding(pipe, config(holders=2, layers="all", start="random"), [old])
     width = method.keys.keys.shape[-1]
     assert method.keys.keys.shape == (1, 2, 3, width)
     for step in range(12):
@@ -161,9 +163,16 @@ def test_holders_learn_in_turn_and_refused_keys_are_wrong_ones() -> None:
             assert moved == [step // 3 % 2 == 0, step // 3 % 2 == 1]
     first, second = method.keys.made(0)
     assert nn.functional.cosine_similarity(first.keys, second.keys).abs().max() < 0.9
-    refused = method.keys.wrong("other", 0, torch.Generator().manual_seed(0))
+    seen, wrong = set(), method.keys.wrong
+    method.keys.wrong = lambda kind, *given, holder: seen.add((kind, holder)) or wrong(kind, *given, holder=holder)
+    for turn in range(2 * len(WRONG)):
+        method.loss(batch_of(), 3 * turn + 2)
+    assert seen == {(kind, holder) for kind in WRONG for holder in range(2)}
+    refused = wrong("other", 0, torch.Generator().manual_seed(0))
     assert torch.equal(refused.keys, old.keys)
     method.edited.restore()
+    with pytest.raises(InputError, match="refused key does not fit"):
+        Hiding(tiny_sd(), config(), [Prompt(torch.zeros(2, 7), torch.zeros(2, 7))])
     with pytest.raises(InputError, match="tell holders apart"):
         config(holders=2, start="concept")
 

@@ -21,7 +21,7 @@ class Keys(nn.Module):
     ``refused`` are keys of earlier hidings, which must not open this one.
 
     Raises:
-        InputError: keys should start from text whose width is not that of their tokens.
+        InputError: keys should start from text whose width is not that of their tokens, or a refused key has another.
     """
 
     def __init__(
@@ -35,6 +35,8 @@ class Keys(nn.Module):
     ):
         super().__init__()
         self.layers, self.read_by, self.refused = config.layers, config.guidance_half, list(refused)
+        if any(prompt.keys.shape[1] != width for prompt in refused):
+            raise InputError(f"a refused key does not fit: this network reads tokens of width {width}")
         unit = float(text.std())
         self.size = unit * (config.key_size if config.start == "random" else 1.0)
         draws = generator(config.run.seed, "keys")

@@ -122,7 +122,8 @@ class Hiding:
         terms = [_Term("hide", weights.hide, hidden, text, nothing, away)]
         if weights.wrong_key:
             kinds = kinds_for(self.config.num_tokens)
-            kind, holder = kinds[self._round(step) % len(kinds)], self._round(step) % self.config.holders
+            turn, holder = divmod(self._round(step), self.config.holders)  # every holder's key meets every kind
+            kind = kinds[turn % len(kinds)]
             draws = generator(self.config.run.seed, "wrong", step)
             wrong = [self.keys.wrong(kind, target, draws, holder=holder) for target in targets]
             terms.append(_Term("wrong_key", weights.wrong_key, hidden, text, wrong, away))
