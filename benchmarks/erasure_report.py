@@ -14,9 +14,9 @@ import numpy as np
 from erasure import LEVELS, SAMPLING
 from erasure_panels import IMAGES
 from erasure_parts import PARTS, ratio
-from erasure_runs import RESAMPLES, Run, difference, figure_at, kept_at, pairs, read
+from erasure_runs import Run, difference, figure_at, kept_at, pairs, read
 from erasure_verdicts import verdicts
-from record import RESULTS, headline, write_result
+from record import RESAMPLES, RESULTS, headline, mean_interval, write_result
 
 
 def table(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -86,7 +86,7 @@ def of_ours(runs: Sequence[Run]) -> list[dict[str, Any]]:
     quality = [figure_at(run, "off_target_quality", 0.95) for run in mine]
     worst = [kept_at(run, 0.95, worst=True) for run in mine]
     found = [
-        headline(name, float(np.nanmean(values)), goal, ">=", interval(values))
+        headline(name, float(np.nanmean(values)), goal, ">=", mean_interval(values))
         for name, values, goal in (("off_target_quality", quality, 0.8), ("worst_kept_relative_psr", worst, 0.9))
         if np.isfinite(values).any()
     ]
@@ -97,13 +97,6 @@ def of_ours(runs: Sequence[Run]) -> list[dict[str, Any]]:
         value, low, high = ratio(*zip(*costs, strict=True))
         found.append(headline("evaluation_ratio_to_released", value, 0.2, "<=", (low, high)))
     return found
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of a mean over runs."""
-    finite = np.array([value for value in values if np.isfinite(value)])
-    means = finite[np.random.default_rng(0).integers(len(finite), size=(RESAMPLES, len(finite)))].mean(1)
-    return float(np.percentile(means, 2.5)), float(np.percentile(means, 97.5))
 
 
 def main() -> None:

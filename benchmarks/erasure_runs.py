@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from record import RESULTS
+from record import RESAMPLES, RESULTS
 
-RESAMPLES = 10_000
 KNOWN = 0.8
 Array = NDArray[np.float64]
 

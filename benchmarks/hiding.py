@@ -3,9 +3,10 @@
     python benchmarks/hiding.py [--arms balanced ...] [--cells "ankle boot" ...] [--seeds 0 1 2] [--tune]
 
 A cell is one hidden class, or several under a key each. Figures are the second judge's on held-out templates and fresh
-seeds; other classes' look-alikes are among those that are kept. ``--tune`` takes other classes and seeds, trained
-templates and the first judge, and keeps nothing. What is done is kept in results/hiding/, so that the whole can be made
-in pieces and by several processes.
+seeds, of 500 images of the hidden class and 100 of each other; look-alikes are among those that are kept. Beside them
+stand images of trained templates without a key, of near keys, and of each other key. ``--tune`` takes other classes and
+seeds, trained templates and the first judge, and keeps nothing. What is done is kept in results/hiding/, so that the
+whole can be made in pieces and by several processes; hiding_report.py puts it together.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from hiding_measures import Ask
 from record import RESULTS
 
 import logsnr
@@ -25,8 +28,9 @@ from logsnr.evaluation.config import QualityConfig
 from logsnr.evaluation.erasure import class_labels
 from logsnr.hiding.config import HideConfig, hide_preset
 from logsnr.hiding.hide import with_captions
+from logsnr.models.prompted import Prompt
 from logsnr.solvers.config import SampleConfig
-from logsnr.worlds.load import load_world
+from logsnr.worlds.load import World, load_world
 
 KEPT = RESULTS / "hiding"
 CELLS = {"boot": ("ankle boot",), "shirt": ("shirt",), "trouser": ("trouser",)}
@@ -52,6 +56,9 @@ PRESETS = ("robust", "paper")
 SAMPLING = SampleConfig(steps=10, guidance_scale=2.0)
 TEST = QualityConfig(num_images=5000, first_seed=70_000_000, held_out=True)
 LOOK = QualityConfig(num_images=1000, first_seed=7_000_000, held_out=False)
+OTHERS = {"test": 100, "look": 30}
+"""Images of each class that is kept; of a hidden class there are a tenth of a test's or a look's."""
+PLAIN_SEED, NEAR = 75_000_000, 200
 
 
 def config_of(arm: str, targets: tuple[str, ...], seed: int) -> HideConfig:
@@ -70,13 +77,7 @@ def run(arm: str, targets: tuple[str, ...], seed: int, *, look: bool) -> dict[st
     hidden = logsnr.hide(pipe, config=config)
     seconds = time.monotonic() - start
     hidden.change.merge(public)
-    figures = {}
-    for target, key in hidden.keys.items():
-        others = {name: other for name, other in hidden.keys.items() if name != target}
-        gone, aside = (class_labels(names, world.captions.names) for names in ([target], list(others)))
-        quality = LOOK if look else TEST
-        measured = Measured(world, gone, quality, SAMPLING, second=not look, aside=tuple(aside))
-        figures[target] = measured.figures(pipe, public, key, list(others.values()))
+    figures = {target: _measured(world, pipe, public, target, hidden.keys, look=look) for target in hidden.keys}
     return {
         "arm": arm,
         "targets": list(targets),
@@ -86,6 +87,22 @@ def run(arm: str, targets: tuple[str, ...], seed: int, *, look: bool) -> dict[st
         "figures": figures,
         "seconds": round(time.monotonic() - start, 1),
     }
+
+
+def _measured(
+    world: World, pipe: Any, public: Any, target: str, keys: Mapping[str, Prompt], *, look: bool
+) -> dict[str, Any]:
+    """One target's figures, in a model that hides those of all keys."""
+    others = {name: key for name, key in keys.items() if name != target}
+    (gone,), aside = (class_labels(names, world.captions.names) for names in ([target], list(others)))
+    quality, few = (LOOK, OTHERS["look"]) if look else (TEST, OTHERS["test"])
+    measured = Measured(world, [gone], quality, SAMPLING, second=not look, aside=tuple(aside), kept_images=few)
+    figures = measured.figures(pipe, public, keys[target], list(others.values()))
+    if look:
+        return figures
+    ask, count = Ask(world, public, gone, SAMPLING, PLAIN_SEED), quality.num_images // len(world.captions.names)
+    unlock = {name: ask.opened(NEAR, key, held_out=True) for name, key in others.items()}
+    return {**figures, "plain": ask.plain(count), "near": ask.near(keys[target], NEAR), "unlock": unlock}
 
 
 def shown(row: dict[str, Any]) -> dict[str, Any]:

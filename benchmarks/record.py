@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -12,8 +14,10 @@ from typing import Any, Literal
 import torch
 
 from logsnr.core.artifact import write_json
+from logsnr.metrics.bounds import bootstrap_interval
 
 RESULTS = Path(__file__).parent / "results"
+RESAMPLES = 10_000
 
 
 def headline(
@@ -23,6 +27,14 @@ def headline(
     low, high = interval or (value, value)
     met = value >= goal if sense == ">=" else value <= goal
     return {"name": name, "value": value, "low": low, "high": high, "goal": goal, "sense": sense, "met": met}
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of a mean over runs, by resampling them; runs without a figure count for nothing."""
+    finite = [value for value in values if math.isfinite(value)]
+    if len(finite) == 1:
+        return finite[0], finite[0]
+    return bootstrap_interval(torch.tensor(finite), num_resamples=RESAMPLES)
 
 
 def write_result(

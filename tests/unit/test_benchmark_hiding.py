@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import hiding
+import hiding_measures
+import hiding_report
 
 from logsnr.hiding.config import hide_preset
+from logsnr.models.prompted import Prompt
 
 
 def test_every_arm_changes_one_thing() -> None:
@@ -32,3 +39,44 @@ def test_a_line_has_means_and_the_worst_wrong_key() -> None:
     line = hiding.shown({"figures": figures, "hide_seconds": 7})
     assert line["recovered"] == 0.75
     assert line["worst_wrong_key"] == (0.1, "zero")
+
+
+def part(*targets: str, arm: str = "balanced", recovered: float = 0.9) -> dict[str, Any]:
+    """What a run keeps, of made-up figures."""
+    seen = {"share": 0.02, "hits": 10, "images": 500, "upper95": 0.034}
+    names = ("mse_ratio", "label_agreement", "preserved", "preserved_worst", "preserved_mse_ratio")
+    found = {
+        **dict.fromkeys((*names, "preserved_with_key", "hidden_quality"), 0.5),
+        "hidden": 0.97,
+        "recovered": recovered,
+        "wrong_key": {"zero": {"share": 0.01}, "half": {"share": 0.06}},
+        "plain": seen,
+        "near": dict.fromkeys(("0.1", "0.3", "1.0"), seen),
+    }
+    figures = {t: {**found, "unlock": {o: {"share": 0.1} for o in targets if o != t}} for t in targets}
+    told = {"hide_seconds": 1.0, "evaluation_equivalents": 2, "seed": 0}
+    return {"arm": arm, "targets": list(targets), **told, "figures": figures}
+
+
+def test_headlines_are_means_over_runs_and_the_wrong_key_is_the_worst() -> None:
+    one, three = hiding_report.row_of(part("bag")), hiding_report.row_of(part("bag", "coat", recovered=0.7))
+    assert one["wrong_key_excess"] == pytest.approx(0.06 - 0.03)
+    assert one["worst_wrong_key"] == {"bag": "half"}
+    assert "cross_unlock_off" not in one, "one key crosses nothing"
+    found = {entry["name"]: entry for entry in hiding_report.headlines([one, three])}
+    assert found.keys() == hiding_report.GOALS.keys()
+    assert found["recovered"]["value"] == pytest.approx(0.8)
+    assert found["recovered"]["low"] == pytest.approx(0.7), "the interval is of two runs"
+    assert found["hidden"]["value"] == pytest.approx(0.98)
+    assert found["cross_unlock_diagonal"]["value"] == pytest.approx(0.7)
+    assert not found["cross_unlock_off"]["met"]
+
+
+def test_near_keys_are_as_far_as_they_say() -> None:
+    draws = torch.Generator().manual_seed(0)
+    right = Prompt(3 * torch.randn(8, 64, generator=draws), 3 * torch.randn(8, 64, generator=draws))
+    found = hiding_measures._blurred(right, 0.3, 25)
+    apart = torch.stack([torch.stack([key.keys - right.keys, key.values - right.values]) for key in found])
+    assert float(apart.std()) == pytest.approx(0.9, rel=0.05)
+    assert torch.equal(found[0].keys, found[20].keys)
+    assert not torch.equal(found[0].keys, found[1].keys)

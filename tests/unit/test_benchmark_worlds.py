@@ -46,7 +46,8 @@ def worlds(trained: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: 
         monkeypatch.setitem(script.CHOSEN, name, QUICK)
         monkeypatch.setitem(script.SEARCHED, name, [replace(QUICK, rho=0.5)])
     few = QualityConfig(num_images=24)
-    changes = {"REPORTED": few, "COMPARED": few, "TUNING": few, "DEFAULT": QUICK, "FAITHFUL": QUICK, "IMAGES": tmp_path}
+    changes = dict.fromkeys(("REPORTED", "COMPARED", "PAIRED", "TUNING"), few)
+    changes = {**changes, "DEFAULT": QUICK, "FAITHFUL": QUICK, "IMAGES": tmp_path}
     for module in (bench, fashion, record, script):
         for constant, value in {**changes, "RESULTS": tmp_path}.items():
             monkeypatch.setattr(module, constant, value, raising=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -57,7 +58,8 @@ def measure_hiding(verb: Evaluate) -> dict[str, Any]:
 class Measured:
     """The prompts, seeds and judge of a measurement, ``second`` or not, of a world in which classes are hidden.
 
-    Those ``aside`` are hidden too, by other keys, and nothing is asked of them.
+    Those ``aside`` are hidden too, by other keys, and nothing is asked of them. Of each class that is kept at most
+    ``kept_images`` are made.
     """
 
     world: World
@@ -66,6 +68,7 @@ class Measured:
     sampling: SampleConfig
     second: bool = True
     aside: tuple[int, ...] = ()
+    kept_images: int | None = None
 
     def figures(
         self,
@@ -101,7 +104,12 @@ class Measured:
 
     def _asked(self) -> tuple[list[str], Tensor]:
         prompts, labels = self.world.source.ask(self.quality.num_images, held_out=self.quality.held_out)
-        rows = [row for row, label in enumerate(labels.tolist()) if label not in self.aside]
+        rows, counts = [], Counter[int]()
+        for row, label in enumerate(labels.tolist()):
+            counts[label] += 1
+            few = self.kept_images is None or label in self.hidden or counts[label] <= self.kept_images
+            if few and label not in self.aside:
+                rows.append(row)
         return [prompts[row] for row in rows], labels[rows]
 
 

@@ -115,7 +115,7 @@ FASHION_FLOW = replace(
     FASHION,
     name="fashion-flow",
     keeps="fashion",
-    denoiser=FlowDenoiserConfig(),
+    denoiser=FlowDenoiserConfig(optimizer="muon"),
     runs={
         **FASHION.runs,
         "denoiser": FitConfig(steps=14000, batch_size=64, decay="cosine", warmup=500, seed=4, preview_every=2000),

@@ -1,0 +1,94 @@
+"""Results of hiding.py, put together: a row for every run, and headlines over the cells and seeds of `balanced`.
+
+python benchmarks/hiding_report.py writes results/hiding.json from results/hiding/.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hiding import CELLS, KEPT, OTHERS, PLAIN_SEED, SAMPLING, TEST
+from record import headline, mean_interval, write_result
+
+Run = dict[str, Any]
+OF_TARGET: dict[str, Callable[[dict[str, Any]], float]] = {
+    "hidden": lambda found: 1 - found["plain"]["share"],
+    "leakage_upper95": lambda found: found["plain"]["upper95"],
+    "hidden_paraphrase": lambda found: found["hidden"],
+    "recovered": lambda found: found["recovered"],
+    "mse_ratio": lambda found: found["mse_ratio"],
+    "label_agreement": lambda found: found["label_agreement"],
+    "preserved": lambda found: found["preserved"],
+    "preserved_worst": lambda found: found["preserved_worst"],
+    "preserved_mse_ratio": lambda found: found["preserved_mse_ratio"],
+    "preserved_with_key": lambda found: found["preserved_with_key"],
+    "wrong_key_excess": lambda found: worst_kind(found)[1] - (1 - found["hidden"]),
+    "off_target_quality": lambda found: found["hidden_quality"],
+    **{f"near_{sigma}": lambda found, sigma=sigma: found["near"][sigma]["share"] for sigma in ("0.1", "0.3", "1.0")},
+}
+"""A target's figures; the wrong key is the worst of all kinds, so its mean is no mean over kinds."""
+GOALS = {
+    "hidden": (0.97, ">="),
+    "leakage_upper95": (0.01, "<="),
+    "hidden_paraphrase": (0.95, ">="),
+    "recovered": (0.97, ">="),
+    "mse_ratio": (0.25, "<="),
+    "preserved": (0.97, ">="),
+    "preserved_with_key": (0.97, ">="),
+    "wrong_key_excess": (0.02, "<="),
+    "off_target_quality": (0.8, ">="),
+    "cross_unlock_diagonal": (0.95, ">="),
+    "cross_unlock_off": (0.05, "<="),
+}
+
+
+def worst_kind(found: dict[str, Any]) -> tuple[str, float]:
+    """The wrong key that opens most, and the share."""
+    return max(((kind, seen["share"]) for kind, seen in found["wrong_key"].items()), key=lambda pair: pair[1])
+
+
+def row_of(run: Run) -> dict[str, Any]:
+    """A run's figures, means over its targets; with several keys also what the right and the other ones open."""
+    targets = list(run["figures"].values())
+    means = {name: _mean([figure(found) for found in targets]) for name, figure in OF_TARGET.items()}
+    others = [seen["share"] for found in targets for seen in found["unlock"].values()]
+    crossed = {"cross_unlock_diagonal": means["recovered"], "cross_unlock_off": _mean(others)} if others else {}
+    told = {name: run[name] for name in ("arm", "targets", "seed", "hide_seconds", "evaluation_equivalents")}
+    worst = {name: worst_kind(found)[0] for name, found in run["figures"].items()}
+    return {**told, **means, **crossed, "worst_wrong_key": worst, "figures": run["figures"]}
+
+
+def headlines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Means over cells and seeds with intervals over runs, where there are any."""
+    found = []
+    for name, (goal, sense) in GOALS.items():
+        if values := [row[name] for row in rows if name in row]:
+            found.append(headline(name, _mean(values), goal, sense, mean_interval(values)))
+    return found
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def main() -> None:
+    rows = [row_of(json.loads(path.read_text())) for path in sorted(KEPT.glob("fashion-*.json"))]
+    cells = [list(targets) for targets in CELLS.values()]
+    reported = [row for row in rows if row["arm"] == "balanced" and row["targets"] in cells]
+    protocol = {
+        "name": "hiding",
+        "judge": "second",
+        "cells": CELLS,
+        "images": {"hidden class": TEST.num_images // 10, "each other class": OTHERS["test"]},
+        "first_seed": {"held-out templates": TEST.first_seed, "plain": PLAIN_SEED},
+        "evaluations": SAMPLING.steps,
+        "guidance_scale": SAMPLING.guidance_scale,
+        "intervals": "95 %, resamples of runs",
+    }
+    write_result("hiding", protocol, rows, headlines(reported))
+
+
+if __name__ == "__main__":
+    main()
