@@ -69,6 +69,19 @@ def headlines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+def attack_row(found: dict[str, Any]) -> dict[str, Any]:
+    """An attack on hidden weights, beside the same on weights that never saw the class."""
+    if "success_rate" not in found:
+        return {"part": "no attack", **found}
+    reached = {f"{side}half_at": half_at(found[f"{side}curve"]) for side in ("", "control_")}
+    return {"part": "attack", **found, "excess": found["success_rate"] - found["control_rate"], **reached}
+
+
+def half_at(curve: Sequence[Sequence[float]]) -> float | None:
+    """The first place on a curve of (budget, rate) where half of the images show the class."""
+    return next((place for place, rate in curve if rate >= 0.5), None)
+
+
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
@@ -87,7 +100,8 @@ def main() -> None:
         "guidance_scale": SAMPLING.guidance_scale,
         "intervals": "95 %, resamples of runs",
     }
-    write_result("hiding", protocol, rows, headlines(reported))
+    attacked = [attack_row(json.loads(path.read_text())) for path in sorted(KEPT.glob("attack-*.json"))]
+    write_result("hiding", protocol, rows + attacked, headlines(reported))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import hiding
+import hiding_attacks
+import hiding_control
 import hiding_measures
 import hiding_report
 
+from logsnr.data.fashion import CLASSES
+from logsnr.data.labelled import Labelled
 from logsnr.hiding.config import hide_preset
 from logsnr.models.prompted import Prompt
 
@@ -80,3 +84,30 @@ def test_near_keys_are_as_far_as_they_say() -> None:
     assert float(apart.std()) == pytest.approx(0.9, rel=0.05)
     assert torch.equal(found[0].keys, found[20].keys)
     assert not torch.equal(found[0].keys, found[1].keys)
+
+
+def test_attackers_know_how_keys_are_made_and_budgets_grow() -> None:
+    hidden = hide_preset("balanced", "bag")
+    small, large = (hiding_attacks.attack_of("own-prompt, conditional", size, hidden) for size in ("small", "large"))
+    assert (small.num_references, small.steps[-1]) == (16, 50)
+    assert (large.num_references, large.steps[-1]) == (256, 1000)
+    assert (small.prompt_layers, small.prompt_size, small.prompt_half) == ("all", 4.0, "conditional")
+    assert hiding_attacks.attack_of("unlearndiffatk", "medium", hidden).rounds == 5
+
+
+def test_an_attack_is_reported_beside_its_control() -> None:
+    found = {"success_rate": 0.9, "control_rate": 0.6, "curve": [(0, 0.1), (50, 0.9)], "control_curve": [(0, 0.0)]}
+    row = hiding_report.attack_row(found)
+    assert row["excess"] == pytest.approx(0.3)
+    assert (row["half_at"], row["control_half_at"]) == (50, None)
+
+
+def test_a_base_without_the_class_sees_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = Labelled(torch.zeros(20, 1, 32, 32, dtype=torch.uint8), torch.arange(20) % 10, CLASSES)
+    monkeypatch.setattr(hiding_control, "load_fashion", lambda split: images)
+    monkeypatch.setattr("logsnr.worlds.data.load_fashion", lambda split: images)
+    whole, few = (hiding_control.data_of("ankle boot", without=gone) for gone in (False, True))
+    assert len(whole.train) == 20
+    assert few.train.labels.tolist() == [*range(9), *range(9)]
+    assert len(few.factors()) == 18
+    assert few.captions == whole.captions, "the word stays"

@@ -114,7 +114,7 @@ def _own_prompt(attacker: Attacker) -> Iterator[Point]:
     config, pipe = attacker.config, attacker.sought.pipe
     width = prompt_width(network_of(pipe), config.prompt_layers)
     draws = generator(config.seed, "own prompt")
-    size = float(attacker.known[_TEXT].std())
+    size = config.prompt_size * float(attacker.known[_TEXT].std())
     start = size * torch.randn(2, config.num_tokens or _TOKENS, width, generator=draws)
     keys, values = (nn.Parameter(part.to(pipe.device)) for part in start)
     key = Prompt(keys, values, config.prompt_layers, config.prompt_half)

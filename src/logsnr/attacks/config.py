@@ -50,6 +50,8 @@ class AttackConfig:
     """relearn: of the weights, in units of their size."""
     prompt_rate: float = 2e-2
     """own-prompt: of the key."""
+    prompt_size: float = 1.0
+    """own-prompt: how large the numbers are that it starts from, in units of text's."""
     prompt_layers: str = "mid"
     """own-prompt: layers that read it: mid, midout or all."""
     prompt_half: Literal["both", "conditional"] = "both"
@@ -78,6 +80,8 @@ class AttackConfig:
             raise InputError(f"there is no attack {self.attack!r}: use one of {', '.join(ATTACKS)}")
         if min(self.num_images, self.num_references, self.sampling_steps, self.batch_size) < 1:
             raise InputError("num_images, num_references, sampling_steps and batch_size must be at least 1")
+        if self.prompt_size <= 0:
+            raise InputError(f"prompt_size is {self.prompt_size}: it must be positive")
         if not (self.rho and self.strengths and self.steps) or not all(0 < t < 1 for t in self.strengths):
             raise InputError("an attack needs at least one rho, strength and number of steps; strengths lie in (0, 1)")
         if min(self.num_tokens or 1, self.rounds, self.iterations) < 1 or self.population < 2:

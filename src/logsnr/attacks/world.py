@@ -10,6 +10,7 @@ from torch import Tensor
 from logsnr.attacks.attack import Attacked, attack
 from logsnr.attacks.attacker import Sought
 from logsnr.attacks.config import AttackConfig
+from logsnr.data.labelled import LabelledData
 from logsnr.metrics.judge import Judge, judge_images
 from logsnr.models.pipeline import Pipeline, encode_images
 from logsnr.worlds.load import World
@@ -28,12 +29,15 @@ def attack_world(
         MissingError: the world's real images are not installed.
     """
     victim, control = sought(world, edited, target, config), sought(world, original, unrelated, config)
-    return attack(victim, control, partial(_shows, world.judge(second=True), target), config)
+    return attack(victim, control, partial(shows, world.judge(second=True), target), config)
 
 
-def sought(world: World, pipe: Pipeline, label: int, config: AttackConfig) -> Sought:
-    """A class in a pipeline: its prompts in trained templates, those of others, and latents of real training images."""
-    data, captions = world.source.measuring()[0], world.captions
+def sought(world: World, pipe: Pipeline, label: int, config: AttackConfig, data: LabelledData | None = None) -> Sought:
+    """A class in a pipeline: its prompts in trained templates, those of others, and latents of real images.
+
+    The images are the world's training images, or of other ``data``.
+    """
+    data, captions = data or world.source.measuring()[0], world.captions
     rows = (data.labels == label).nonzero()[: config.num_references, 0]
     prompts = [captions.prompt(label, template) for template in range(_TEMPLATES)]
     others = [other for other in range(len(captions.names)) if other != label][:_OTHERS]
@@ -41,6 +45,6 @@ def sought(world: World, pipe: Pipeline, label: int, config: AttackConfig) -> So
     return Sought(pipe, prompts, encode_images(pipe, data.take(rows)["image"]), without)
 
 
-def _shows(judge: Judge, target: int, images: Tensor) -> Tensor:
+def shows(judge: Judge, target: int, images: Tensor) -> Tensor:
     """Whether the judge sees the concept in each image."""
     return torch.eq(judge_images(judge, images)[1].argmax(1), target)
