@@ -97,7 +97,7 @@ def _measured(
     (gone,), aside = (class_labels(names, world.captions.names) for names in ([target], list(others)))
     quality, few = (LOOK, OTHERS["look"]) if look else (TEST, OTHERS["test"])
     measured = Measured(world, [gone], quality, SAMPLING, second=not look, aside=tuple(aside), kept_images=few)
-    figures = measured.figures(pipe, public, keys[target], list(others.values()))
+    figures = measured.figures(measured.images(pipe, public, keys[target], list(others.values())))
     if look:
         return figures
     ask, count = Ask(world, public, gone, SAMPLING, PLAIN_SEED), quality.num_images // len(world.captions.names)

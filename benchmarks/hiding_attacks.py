@@ -75,7 +75,7 @@ class Study:
     def figures(self) -> dict[str, Any]:
         """What is hidden and brought back without any attack."""
         measured = Measured(self.world, [self.label], MEASURED, SAMPLING, kept_images=30)
-        return measured.figures(self.base, self.public, self.hidden.keys[TARGET])
+        return measured.figures(measured.images(self.base, self.public, self.hidden.keys[TARGET]))
 
     def run(self, name: str, budget: str) -> dict[str, Any]:
         """One attack on the hidden weights and on those that never saw the class."""

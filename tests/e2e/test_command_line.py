@@ -102,9 +102,10 @@ def test_demo_writes_one_page_with_its_images_inside(capsys: pytest.CaptureFixtu
     assert "http" not in page.replace("http-equiv", "")
     assert values["seconds"] < 120
     assert values["verified"]["parity"] <= 1e-4
-    assert {"sample", "evaluations", "erase", "attack", "quality", "speed", "verified"} <= values.keys()
+    assert {"sample", "evaluations", "erase", "attack", "hide", "quality", "speed", "verified"} <= values.keys()
     assert values["erase"]["relative_esr1"] > 0.8
     assert values["attack"]["success_rate"] > values["attack"]["control_rate"] + 0.5
+    assert values["hide"]["revealed"] > max(values["hide"]["hidden"], values["hide"]["wrong key"]) + 0.7
 
 
 def folder_of(name: str, tmp_path: Path) -> str:

@@ -120,7 +120,14 @@ def test_a_concept_is_hidden_and_revealed(
     assert set(values["wrong_key"]) == {"random", "half", "unpaired", "truncated", "blended", "swapped", "zero"}
     assert values["per_concept"]["ankle boot"]["hidden"]
     assert (values["protocol"]["name"], values["protocol"]["base"]) == ("hiding", "fashion")
-    assert [path.name for path in (tmp_path / "found").iterdir()] == ["result.json"]
+    written = {path.name: path for path in (tmp_path / "found").iterdir()}
+    assert written.keys() == {"result.json", "report.html", "hidden.png", "model-card.md"}
+    card, boot = written["model-card.md"].read_text(), values["per_concept"]["ankle boot"]
+    assert f"| {1 - values['hidden']:.1%} of {boot['images']} |" in card
+    assert "Hidden is not erased" in card
+    assert "boot" not in card, "a card that is published does not say what is hidden"
+    assert Image.open(written["hidden.png"]).size[0] == Image.open(written["hidden.png"]).size[1]
+    assert "ankle boot" in written["report.html"].read_text()
 
     seen = result(capsys, "key", "inspect", str(place), "--identity", owner["identity"])
     assert (seen["concepts"], seen["kind"], seen["tokens"]) == (["ankle boot"], "prompt", 4)

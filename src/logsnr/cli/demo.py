@@ -9,7 +9,7 @@ from typing import Any
 
 from logsnr.cli.console import Console, check_writable
 
-_PLANNED = ("hide and reveal", "consistency", "continual", "serve")
+_PLANNED = ("consistency", "continual", "serve")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,7 @@ class Evaluate(Opening):
     quality: Annotated[QualityConfig, tyro.conf.arg(name="")] = field(default_factory=QualityConfig)
     sampling: Annotated[SampleConfig, tyro.conf.arg(name="")] = field(default_factory=SampleConfig)
     out: Path | None = None
-    """Folder for result.json, and for the report and pictures of an erasure; without it nothing is written."""
+    """Folder for result.json, and for the report and pictures of erasure and hiding; without it nothing is written."""
 
     def run(self) -> int:
         from logsnr.core.artifact import write_json

@@ -15,7 +15,8 @@ from logsnr.core.random import generator
 from logsnr.evaluation.config import QualityConfig
 from logsnr.evaluation.erasure import class_labels, judged
 from logsnr.evaluation.erasure_report import Images
-from logsnr.evaluation.hiding import hiding_figures
+from logsnr.evaluation.hiding import HidingImages, hiding_figures
+from logsnr.evaluation.hiding_report import write_hiding_report
 from logsnr.evaluation.quality import describe
 from logsnr.hiding.publish import bring_back
 from logsnr.hiding.wrong import UNSEEN, WRONG, kinds_for, wrong_key
@@ -48,9 +49,12 @@ def measure_hiding(verb: Evaluate) -> dict[str, Any]:
         opened = load(verb.model)
         bring_back(opened, key)
     measured = Measured(world, hidden, verb.quality, verb.sampling, aside=tuple(aside))
-    values = measured.figures(load(verb.base), public, key.prompt, [other.prompt for other in others], opened=opened)
+    seen = measured.images(load(verb.base), public, key.prompt, [other.prompt for other in others], opened=opened)
+    values = measured.figures(seen)
     more = {"model": verb.model, "base": verb.base, "kind": key.record.kind, "sampling": asdict(verb.sampling)}
     values["protocol"] = {**describe(verb.quality, **more), "name": "hiding", "judge": "second"}
+    if verb.out:
+        write_hiding_report(verb.out, values, seen)
     return values
 
 
@@ -70,7 +74,7 @@ class Measured:
     aside: tuple[int, ...] = ()
     kept_images: int | None = None
 
-    def figures(
+    def images(
         self,
         original: Pipeline,
         public: Pipeline,
@@ -78,29 +82,31 @@ class Measured:
         others: Sequence[Prompt] = (),
         *,
         opened: Pipeline | None = None,
-    ) -> dict[str, Any]:
-        """``hiding_figures`` of a hidden pipeline and its key; ``others`` are keys of other targets.
+    ) -> HidingImages:
+        """What a hidden pipeline and its key make; ``others`` are keys of other targets.
 
         ``opened`` is what an exact key makes of the hidden pipeline; another key is read by it.
         """
         prompts, labels = self._asked()
         judge = self.world.judge(second=self.second)
 
-        def images(pipe: Pipeline, rows: Sequence[int], keys: Any = None, *, apart: int = 0) -> Images:
+        def made(pipe: Pipeline, rows: Sequence[int], keys: Any = None, *, apart: int = 0) -> Images:
             asked, chosen = [prompts[row] for row in rows], [self.quality.first_seed + apart + row for row in rows]
             size = self.quality.batch_size
-            made = sample(pipe, asked, seeds=chosen, key=keys, config=self.sampling, batch_size=size)
-            return Images(made.images, judged(judge, made.images, labels[list(rows)]))
+            found = sample(pipe, asked, seeds=chosen, key=keys, config=self.sampling, batch_size=size).images
+            return Images(found, judged(judge, found, labels[list(rows)]))
 
         every = range(len(prompts))
         own = [row for row in every if int(labels[row]) in self.hidden]
         kinds = [kind for kind in kinds_for(len(prompt.keys), (*WRONG, *UNSEEN)) if others or kind != "other"]
-        wrong = {kind: images(public, own, _wrong(kind, prompt, others, len(own))) for kind in kinds}
-        before, plain = images(original, every), images(public, every)
-        again = images(original, every, apart=len(prompts)).images
-        keyed = images(opened, every) if opened else images(public, every, prompt)
-        names = [found[0] for found in self.world.captions.names]
-        return hiding_figures(before, again, plain, keyed, wrong, self.hidden, names)
+        wrong = {kind: made(public, own, _wrong(kind, prompt, others, len(own))) for kind in kinds}
+        again = made(original, every, apart=len(prompts)).images
+        keyed = made(opened, every) if opened else made(public, every, prompt)
+        return HidingImages(made(original, every), again, made(public, every), keyed, wrong)
+
+    def figures(self, seen: HidingImages) -> dict[str, Any]:
+        """``hiding_figures`` of these images."""
+        return hiding_figures(seen, self.hidden, [found[0] for found in self.world.captions.names])
 
     def _asked(self) -> tuple[list[str], Tensor]:
         prompts, labels = self.world.source.ask(self.quality.num_images, held_out=self.quality.held_out)

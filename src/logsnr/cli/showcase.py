@@ -15,6 +15,7 @@ from torch import Tensor
 
 from logsnr.cli.part import Part
 from logsnr.cli.showcase_erasure import attacked, erased
+from logsnr.cli.showcase_hiding import hidden
 from logsnr.core.errors import MissingError
 from logsnr.evaluation.information import pipeline_information
 from logsnr.evaluation.plots import plot_information
@@ -38,6 +39,7 @@ def showcase(name: str, num_judged: int) -> Iterator[Part]:
         lambda: evaluations(pipe, world),
         *([lambda: calibrated(pipe, world, table)] if (table := world.folder / "solvers" / "5.json").exists() else []),
         *(partial(erasing, pipe, world, folder) for folder in deltas for erasing in (erased, attacked)),
+        *(partial(hidden, pipe, world, folder) for folder in sorted((world.folder / "hidden").glob("*"))),
         lambda: judged(pipe, world, num_judged),
         lambda: known(pipe, world),
         lambda: speed(pipe, world),

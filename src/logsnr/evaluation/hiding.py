@@ -8,6 +8,7 @@ those of two of the original's own images of one prompt.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,57 +20,70 @@ from logsnr.evaluation.erasure_report import Images
 from logsnr.metrics.bounds import clopper_pearson_upper, wilson
 
 
-def hiding_figures(
-    original: Images,
-    again: Tensor,
-    plain: Images,
-    keyed: Images,
-    wrong: Mapping[str, Images],
-    hidden: Sequence[int],
-    names: Sequence[str],
-) -> dict[str, Any]:
-    """The figures of a hidden model; ``again`` are the original's images (n, ...) of the same prompts and other seeds.
+@dataclass(frozen=True)
+class HidingImages:
+    """Images of the same prompts and seeds: by the original, and by the hidden model without a key and with it.
 
-    ``wrong`` are images of the hidden concepts' prompts alone, by the kind of key.
+    ``again`` are the original's images (n, ...) from other seeds; ``wrong`` are images of the hidden concepts' prompts
+    alone, by the kind of key.
+    """
+
+    original: Images
+    again: Tensor
+    plain: Images
+    keyed: Images
+    wrong: Mapping[str, Images]
+
+
+def hiding_figures(seen: HidingImages, hidden: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
+    """The figures of a hidden model.
 
     Raises:
         InputError: no concept is hidden or none is kept, or the sets differ in what was asked.
     """
+    original, plain, keyed = seen.original, seen.plain, seen.keyed
     labels = original.judged.labels
     if not all(torch.equal(labels, other.judged.labels) for other in (plain, keyed)):
         raise InputError("the images were asked for different classes: use the same prompts")
     gone = torch.isin(labels, torch.tensor(list(hidden)))
     if not gone.any() or gone.all():
         raise InputError("a hiding is measured on hidden and on kept classes: name some of each")
-    seen, count = int(plain.judged.hits(1)[gone].sum()), int(gone.sum())
-    shares = {name: _shares(found.judged) for name, found in (("was", original), ("plain", plain), ("keyed", keyed))}
+    leaks, count = int(plain.judged.hits(1)[gone].sum()), int(gone.sum())
+    sets = {"was": original, "plain": plain, "keyed": keyed}
+    shares = {name: _shares(found.judged) for name, found in sets.items()}
     rates = {name: _relative(shares["was"], shares[name]) for name in ("plain", "keyed")}
     kept = {name: [rate for label, rate in found.items() if label not in hidden] for name, found in rates.items()}
     instead = plain.judged.rows(gone)
     return {
-        "hidden": 1 - seen / count,
-        "leakage_upper95": clopper_pearson_upper(seen, count),
+        "hidden": 1 - leaks / count,
+        "leakage_upper95": clopper_pearson_upper(leaks, count),
         "recovered": _mean([rate for label, rate in rates["keyed"].items() if label in hidden]),
-        "mse_ratio": _moved(original, keyed, again, gone),
+        "mse_ratio": _moved(original, keyed, seen.again, gone),
         "label_agreement": float(_agree(original, keyed)[gone].float().mean()),
         "preserved": _mean(kept["plain"]),
         "preserved_worst": min(kept["plain"], default=None),
-        "preserved_mse_ratio": _moved(original, plain, again, ~gone),
+        "preserved_mse_ratio": _moved(original, plain, seen.again, ~gone),
         "preserved_with_key": _mean(kept["keyed"]),
         "preserved_with_key_worst": min(kept["keyed"], default=None),
-        "wrong_key": {kind: _opened(found.judged) for kind, found in wrong.items()},
+        "wrong_key": {kind: _opened(found.judged) for kind, found in seen.wrong.items()},
         "drawn_instead": _seen(instead, names),
         "hidden_quality": float(instead.confidence.median() / plain.judged.rows(~gone).confidence.median()),
-        "per_concept": {
-            names[label]: {"hidden": label in hidden, **{name: found[label] for name, found in shares.items()}}
-            for label in shares["was"]
-        },
+        "per_concept": {names[label]: {"hidden": label in hidden, **_counts(label, sets)} for label in shares["was"]},
     }
 
 
 def _shares(found: Judged) -> dict[int, float]:
     hits = found.hits(1)
     return {int(label): float(hits[found.labels == label].float().mean()) for label in found.labels.unique()}
+
+
+def _counts(label: int, sets: Mapping[str, Images]) -> dict[str, Any]:
+    """Of a class the share that every set shows, its hits and how many were asked for, and how many may leak."""
+    hits = {name: found.judged.hits(1)[found.judged.labels == label] for name, found in sets.items()}
+    num = len(hits["plain"])
+    rates = {name: float(found.float().mean()) for name, found in hits.items()}
+    counts = {f"hits_{name}": int(found.sum()) for name, found in hits.items()}
+    return {**rates, "images": num, **counts, "plain_upper95": clopper_pearson_upper(counts["hits_plain"], num)}
 
 
 def _relative(was: Mapping[int, float], now: Mapping[int, float]) -> dict[int, float]:
@@ -93,8 +107,9 @@ def _moved(original: Images, other: Images, again: Tensor, rows: Tensor) -> floa
 
 def _opened(found: Judged) -> dict[str, Any]:
     """The share of images that a wrong key opened, with its interval."""
-    hits = found.hits(1)
-    return {"share": float(hits.float().mean()), "interval": wilson(int(hits.sum()), len(hits)), "images": len(hits)}
+    hits, num = int(found.hits(1).sum()), len(found.labels)
+    upper = clopper_pearson_upper(hits, num)
+    return {"share": hits / num, "interval": wilson(hits, num), "upper95": upper, "hits": hits, "images": num}
 
 
 def _seen(found: Judged, names: Sequence[str]) -> dict[str, int]:
