@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
+    from logsnr.consistency.scheduler import ConsistencyScheduler
     from logsnr.core.types import Level
     from logsnr.erasure.config import EraseConfig
     from logsnr.erasure.erase import erase
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CalibrateConfig": "logsnr.solvers.config",
+    "ConsistencyScheduler": "logsnr.consistency.scheduler",
     "Delta": "logsnr.models.delta",
     "EraseConfig": "logsnr.erasure.config",
     "FitConfig": "logsnr.train.config",
@@ -56,6 +58,7 @@ _HOMES = {
 
 __all__ = [
     "CalibrateConfig",
+    "ConsistencyScheduler",
     "Delta",
     "EraseConfig",
     "FitConfig",

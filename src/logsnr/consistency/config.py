@@ -1,0 +1,105 @@
+"""What a consistency model is trained by; imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from logsnr.core.errors import InputError
+from logsnr.train.config import FitConfig
+
+Penalty = Literal["l2", "huber", "cauchy", "geman-mcclure"]
+Reduction = Literal["mean", "sum", "elements"]
+
+
+@dataclass(frozen=True)
+class ConsistencyConfig:
+    """One training. ``consistency_preset`` has combinations with a name.
+
+    Noise levels, scales and ``level_mean`` are those of data whose deviation is ``sigma_data``.
+    """
+
+    start_from: Literal["scratch", "teacher"] = "teacher"
+    """Weights drawn anew, or those of a diffusion model, whose own levels and output are kept."""
+    penalty: Penalty = "cauchy"
+    """How a sample's squared error counts: the larger it is, the less by huber, cauchy and geman-mcclure."""
+    reduction: Reduction = "mean"
+    """Whether that error is a mean or a sum; of elements, each is penalised alone."""
+    normalisation: Literal["paper", "unit-curvature"] = "paper"
+    """Whether penalties are as published, or all the squared error itself near zero."""
+    scale: Literal["constant", "fit", "online"] = "online"
+    """The penalty's scale c: one number, the authors' fit for each number of levels, or measured at each stage."""
+    scale_value: float = 1.0
+    """constant: c itself, in units of the root of the error; fit and online: what the found c is multiplied by."""
+    denoising_weight: float = 5.0
+    """Weight of the diffusion loss at low noise."""
+    denoising_rate: float = 0.75
+    """Where low noise begins, as a share of the grid of levels."""
+    coupling: Literal["off", "plain", "labels"] = "off"
+    """Optimal transport of noise within a batch: of all rows, or inside classes."""
+    norm: Literal["keep", "nsln", "nsln-channel", "ln"] = "keep"
+    """What stands in the place of GroupNorm: as it is, or normalisation of whole samples without a trained gain."""
+    start_levels: int = 10
+    """Intervals of the grid at first; they double stage by stage."""
+    end_levels: int = 640
+    """Intervals of the grid in the end."""
+    level_mean: float = -1.1
+    """ln sigma of the pairs that are drawn: its mean."""
+    level_std: float = 2.0
+    """Its deviation."""
+    sigma_min: float = 0.002
+    """The least noise, at which the function is the sample itself."""
+    sigma_max: float = 80.0
+    """The most noise; of a teacher at most its own."""
+    sigma_data: float = 0.5
+    """The deviation of the data."""
+    grid_exponent: float = 7.0
+    """Levels are equally spaced in sigma^(1 / grid_exponent)."""
+    averages: tuple[float, ...] = ()
+    """Decays of the averages of weights; without any, one whose half-life is 3.4 % of the run."""
+    learning_rate: float = 1e-4
+    run: FitConfig = field(default_factory=lambda: FitConfig(steps=6000, batch_size=64, warmup=0, clip=None))
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max or self.sigma_data <= 0:
+            raise InputError("noise levels must be positive, sigma_min below sigma_max")
+        if self.scale_value <= 0 or self.denoising_weight < 0 or not 0 <= self.denoising_rate <= 1:
+            raise InputError(
+                "scale_value must be positive, denoising_weight not negative, and denoising_rate in [0, 1]"
+            )
+        if not all(0 <= decay < 1 for decay in self.averages):
+            raise InputError(f"averages have the decays {self.averages}: they lie in [0, 1)")
+
+
+CONSISTENCY_PRESETS: dict[str, dict[str, Any]] = {
+    "slct_small": {},
+    "slct": {"scale": "fit", "coupling": "labels", "norm": "nsln", "start_from": "scratch"},
+    "ict": {
+        "penalty": "huber",
+        "scale": "constant",
+        "scale_value": 0.00054,
+        "denoising_weight": 0.0,
+        "end_levels": 1280,
+        "start_from": "scratch",
+    },
+    "ict_as_released": {
+        "penalty": "huber",
+        "scale": "constant",
+        "scale_value": 0.03456,
+        "denoising_weight": 0.0,
+        "start_from": "scratch",
+    },
+}
+"""Options by the name of a preset. ``ict`` has the scale of 2310.14189, 0.00054 sqrt(D) of a sum, in units of the mean;
+``ict_as_released`` has it as the authors of 2502.01441 ran their baseline, sqrt(D) too large."""
+
+
+def consistency_preset(name: str, **changes: Any) -> ConsistencyConfig:
+    """The configuration of a preset, with changes.
+
+    Raises:
+        InputError: there is no such preset.
+    """
+    if name not in CONSISTENCY_PRESETS:
+        raise InputError(f"there is no preset {name!r}: use one of {', '.join(CONSISTENCY_PRESETS)}")
+    return replace(ConsistencyConfig(), **{**CONSISTENCY_PRESETS[name], **changes})

@@ -1,0 +1,96 @@
+"""Levels, stages and scales of consistency training (2502.01441; the curriculum is that of 2310.14189).
+
+A grid of N noise levels runs from sigma_max down to sigma_min. Training pairs neighbours: the student at the noisier,
+the target at the cleaner one. N doubles from stage to stage.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from logsnr.core.errors import InputError
+
+
+def sigma_grid(
+    num_levels: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, grid_exponent: float = 7.0
+) -> Tensor:
+    """Noise levels (num_levels,), equally spaced in sigma^(1 / grid_exponent), noisiest first, in float64."""
+    first, last = (value ** (1 / grid_exponent) for value in (sigma_max, sigma_min))
+    sigmas = torch.linspace(first, last, num_levels, dtype=torch.float64) ** grid_exponent
+    sigmas[0], sigmas[-1] = sigma_max, sigma_min
+    return sigmas
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """How many levels the grid has: ``start`` + 1 of them, doubled in stages of equal length up to ``end`` + 1.
+
+    Raises:
+        InputError: the end is below the start, or there are fewer steps than stages.
+    """
+
+    steps: int
+    start: int = 10
+    end: int = 640
+
+    def __post_init__(self) -> None:
+        if self.start < 1 or self.end < self.start:
+            raise InputError(
+                f"the curriculum goes from {self.start} to {self.end} levels: it must rise from at least 1"
+            )
+        if self.steps < self.num_stages:
+            raise InputError(f"{self.steps} steps are too few for {self.num_stages} stages: train longer, or end lower")
+
+    @property
+    def stage_length(self) -> int:
+        """Steps of a stage; the last one has what is left."""
+        return max(1, int(self.steps / (math.log2(self.end // self.start) + 1)))
+
+    @property
+    def num_stages(self) -> int:
+        """How many numbers of levels there are."""
+        return math.ceil(math.log2(self.end / self.start)) + 1
+
+    def stage(self, step: int) -> int:
+        """The stage of a step, from 0 on."""
+        return min(step // self.stage_length, self.num_stages - 1)
+
+    def num_levels(self, step: int) -> int:
+        """N at a step."""
+        return min(self.start * 2 ** self.stage(step), self.end) + 1
+
+
+def level_chances(sigmas: Tensor, *, mean: float = -1.1, std: float = 2.0) -> Tensor:
+    """How often each pair of neighbours is drawn (N - 1,): ln sigma is normal between their two levels."""
+    places = torch.erf((sigmas.log() - mean) / (math.sqrt(2) * std))
+    chances = places[:-1] - places[1:]
+    return chances / chances.sum()
+
+
+def pair_weights(sigmas: Tensor) -> Tensor:
+    """1 / (sigma_i - sigma_i+1) of each pair of neighbours (N - 1,)."""
+    return 1 / (sigmas[:-1] - sigmas[1:])
+
+
+def fitted_scale(num_levels: int) -> float:
+    """The scale c(N) of the penalty that the authors fitted, of mean squared errors of data with deviation 1/2."""
+    return math.exp(-1.15 * math.log(num_levels - 1) - 0.85)
+
+
+def nearer_sigma(sigma: Tensor, stage: int, *, base: float = 2.0, factor: float = 8.0, slope: float = 1.0) -> Tensor:
+    """The target's level under continuous times: sigma (1 - base^-(stage + 1) (1 + factor sigmoid(-slope sigma))).
+
+    At stage 0 high levels are paired with almost no noise, which is plain denoising (2406.14548).
+    """
+    share = base ** -(stage + 1) * (1 + factor * torch.sigmoid(-slope * sigma))
+    return (sigma * (1 - share)).clamp(min=0)
+
+
+def averaging_decay(steps: int, half_life: float = 0.034) -> float:
+    """The decay of an average of weights whose half-life is this share of a run."""
+    return float(np.clip(1 - math.log(2) / (half_life * steps), 0.0, 0.99999))

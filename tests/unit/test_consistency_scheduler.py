@@ -1,0 +1,178 @@
+"""The consistency function and its scheduler: closed forms, parity with diffusers, levels that are refused."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from diffusers import CMStochasticIterativeScheduler, UNet2DModel
+from pipelines import tiny_sd
+
+from logsnr.consistency.function import Coordinates
+from logsnr.consistency.scheduler import ConsistencyScheduler
+from logsnr.core.errors import InputError
+from logsnr.schedules.prediction import predict
+from logsnr.schedules.schedule import levels_of
+from logsnr.schedules.scheduler_config import from_scheduler_config, kind_of
+
+SIGMAS = [80.0, 3.0, 0.5, 0.002]
+X = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+OUTPUT = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+VP = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def rows(values: list[float]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64).view(-1, 1, 1, 1)
+
+
+class TestFunction:
+    def test_with_the_usual_preconditioning_it_is_the_usual_one(self) -> None:
+        s = rows(SIGMAS)
+        skip, out = 0.25 / ((s - 0.002) ** 2 + 0.25), 0.5 * (s - 0.002) / (s**2 + 0.25).sqrt()
+        levels = Coordinates().levels(SIGMAS)
+        assert torch.allclose(levels.combine(X, OUTPUT, torch.arange(4)), skip * X + out * OUTPUT, atol=1e-12)
+        assert torch.allclose(levels.input_scale.view(-1, 1, 1, 1), 1 / (s**2 + 0.25).sqrt())
+        assert levels.timesteps[[0, 3]].tolist() == pytest.approx([1095.5, -1553.7], abs=0.05)
+
+    @pytest.mark.parametrize("kind", ["consistency", "epsilon", "v_prediction", "sample"])
+    def test_at_the_least_noise_it_is_the_sample_itself(self, kind: str) -> None:
+        config = None if kind == "consistency" else {**VP, "prediction_type": kind}
+        levels = Coordinates(config, sigma_min=0.03).levels([0.03])
+        assert torch.equal(levels.combine(X, 1e6 * OUTPUT, torch.zeros(4, dtype=torch.long)), X)
+
+    @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+    def test_above_it_a_diffusion_model_is_its_own_estimate(self, kind: str) -> None:
+        config: dict[str, Any] = {**VP, "prediction_type": kind}
+        s, place = 1.7, torch.zeros(4, dtype=torch.long)
+        (level,) = levels_of(from_scheduler_config(config), [-2 * math.log(s)])
+        expected = predict(kind_of(config), level.alpha * X, OUTPUT, level).x0
+        found = Coordinates(config, sigma_min=1e-6, sigma_data=1.0).levels([s])
+        assert torch.allclose(found.combine(X, OUTPUT, place), expected, atol=1e-5)
+        assert float(found.input_scale) == pytest.approx(level.alpha)
+
+    def test_a_network_sees_its_own_scale_and_time(self) -> None:
+        seen: dict[str, torch.Tensor] = {}
+
+        def network(x: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+            seen.update(x=x, times=times)
+            return OUTPUT
+
+        config = {**VP, "prediction_type": "epsilon"}
+        levels = Coordinates(config, sigma_min=0.03, sigma_data=1.0).levels([10.0, 1.0])
+        places = torch.tensor([0, 1, 1, 0])
+        made = levels(network, X, places)
+        (high, one) = levels_of(from_scheduler_config(config), [-2 * math.log(10.0), 0.0])
+        assert torch.allclose(seen["x"][0], high.alpha * X[0])
+        assert seen["times"].tolist() == pytest.approx([1000 * at.t - 1 for at in (high, one, one, high)], abs=1e-3)
+        assert torch.equal(made, levels.combine(X, OUTPUT, places))
+
+    def test_noise_below_the_least_is_refused(self) -> None:
+        with pytest.raises(InputError, match="below the least"):
+            Coordinates().levels([0.001])
+
+
+class TestScheduler:
+    def test_its_levels_and_steps_are_those_of_diffusers(self) -> None:
+        ours, theirs = ConsistencyScheduler(), CMStochasticIterativeScheduler(641, clip_denoised=False)
+        for places in ([440, 0], [0], [560, 440, 200, 0]):
+            ours.set_timesteps(timesteps=places)
+            theirs.set_timesteps(timesteps=places)
+            assert torch.allclose(ours.timesteps, theirs.timesteps.float(), atol=1e-4)
+            assert torch.allclose(ours.sigmas, theirs.sigmas[: len(places)].float(), rtol=1e-5)
+            x, draws = 80 * X.float(), [torch.Generator().manual_seed(5) for _ in range(2)]
+            y = x
+            for at, there in zip(ours.timesteps, theirs.timesteps, strict=True):
+                said = OUTPUT.float()
+                assert torch.allclose(ours.scale_model_input(x, at), theirs.scale_model_input(y, there), atol=1e-5)
+                x = ours.step(said, at, x, generator=draws[0]).prev_sample
+                y = theirs.step(said, there, y, generator=draws[1]).prev_sample
+                assert float((x - y).abs().max()) <= 1e-5
+        ours.set_timesteps(timesteps=[440, 0])
+        assert ours.sigmas.tolist() == pytest.approx([80.0, 0.3693], abs=1e-4)
+
+    def test_a_whole_sample_of_a_network_is_that_of_diffusers(self) -> None:
+        torch.manual_seed(0)
+        shape = {"sample_size": 8, "in_channels": 4, "out_channels": 4, "block_out_channels": (8, 16)}
+        blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+        network = UNet2DModel(**shape, **blocks, norm_num_groups=4, layers_per_block=1).eval()
+        made = []
+        for scheduler in (ConsistencyScheduler(), CMStochasticIterativeScheduler(641, clip_denoised=False)):
+            scheduler.set_timesteps(timesteps=[440, 0])
+            x, draws = scheduler.init_noise_sigma * X.float(), torch.Generator().manual_seed(5)
+            for at in scheduler.timesteps:
+                with torch.no_grad():
+                    said = network(scheduler.scale_model_input(x, at), at).sample
+                x = scheduler.step(said, at, x, generator=draws).prev_sample
+            made.append(x)
+        assert float((made[0] - made[1]).abs().max()) <= 1e-4
+
+    def test_training_and_sampling_have_one_function(self) -> None:
+        config: dict[str, Any] = {**VP, "prediction_type": "v_prediction", "sigma_min": 0.03, "sigma_max": 14.0}
+        scheduler = ConsistencyScheduler(**config, middle_sigmas=[[0.5]])
+        scheduler.set_timesteps(2)
+        levels = Coordinates(scheduler.config, 0.03).levels([14.0, 0.5])
+        for place, at in enumerate(scheduler.timesteps):
+            clean = scheduler.step(OUTPUT, at, X).pred_original_sample
+            assert torch.allclose(clean, levels.combine(X, OUTPUT, torch.full((4,), place)), atol=1e-5)
+
+    def test_latents_are_never_clipped(self) -> None:
+        scheduler = ConsistencyScheduler()
+        made = scheduler.step(1000 * OUTPUT, scheduler.timesteps[0], 80 * X).prev_sample
+        assert float(made.abs().max()) > 100
+
+    def test_noise_follows_seeds_whatever_the_batch(self) -> None:
+        scheduler = ConsistencyScheduler(middle_sigmas=[[0.4]])
+
+        def made(rows: list[int]) -> torch.Tensor:
+            scheduler.set_timesteps(2)
+            scheduler.set_seeds([7 + row for row in rows])
+            x = 80 * X[rows]
+            for at in scheduler.timesteps:
+                x = scheduler.step(OUTPUT[rows], at, x).prev_sample
+            return x
+
+        assert torch.allclose(made([0, 1, 2, 3])[[2, 0]], made([2, 0]))
+
+    def test_it_serves_a_pipeline_and_comes_back_from_its_folder(self, tmp_path: Any) -> None:
+        pipe = tiny_sd()
+        beta = {name: pipe.scheduler.config[name] for name in VP}
+        pipe.scheduler = ConsistencyScheduler(
+            **beta, prediction_type="epsilon", sigma_max=14.0, sigma_min=0.03, sigma_data=1.0, middle_sigmas=[[0.5]]
+        )
+        pipe.set_progress_bar_config(disable=True)
+        first = pipe("a boot", num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="pt")
+        pipe.save_pretrained(tmp_path / "model")
+        again = ConsistencyScheduler.from_pretrained(tmp_path / "model", subfolder="scheduler")
+        assert again.config["middle_sigmas"] == [[0.5]]
+        pipe.scheduler = again
+        second = pipe("a boot", num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="pt")
+        assert torch.equal(first.images, second.images)
+
+    def test_noise_is_added_at_the_levels_of_timesteps(self) -> None:
+        scheduler = ConsistencyScheduler(middle_sigmas=[[0.4]])
+        scheduler.set_timesteps(2)
+        made = scheduler.add_noise(X, OUTPUT, scheduler.timesteps[[0, 1, 1, 0]])
+        assert torch.allclose(made, X + rows([80.0, 0.4, 0.4, 80.0]) * OUTPUT, atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("options", "asked", "match"),
+        [
+            ({}, {"num_inference_steps": 2}, "up to 1 calls"),
+            ({}, {}, "pass one of them"),
+            ({}, {"sigmas": [0.5, 3.0]}, "must fall"),
+            ({}, {"sigmas": [80.0, 0.001]}, "must fall"),
+            ({"middle_sigmas": [[0.4, 0.2]]}, {"num_inference_steps": 1}, "2 calls need 1"),
+            ({"middle_sigmas": [[90.0]]}, {"num_inference_steps": 1}, "must fall"),
+        ],
+    )
+    def test_impossible_levels_are_refused(self, options: Any, asked: Any, match: str) -> None:
+        with pytest.raises(InputError, match=match):
+            ConsistencyScheduler(**options).set_timesteps(**asked)
+
+    def test_a_step_too_many_is_refused(self) -> None:
+        scheduler = ConsistencyScheduler()
+        scheduler.step(OUTPUT, scheduler.timesteps[0], X)
+        with pytest.raises(InputError, match="no step left"):
+            scheduler.step(OUTPUT, scheduler.timesteps[0], X)
