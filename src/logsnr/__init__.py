@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
+    from logsnr.consistency.config import ConsistencyConfig
     from logsnr.consistency.scheduler import ConsistencyScheduler
+    from logsnr.consistency.train import consistency_train
     from logsnr.core.types import Level
     from logsnr.erasure.config import EraseConfig
     from logsnr.erasure.erase import erase
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CalibrateConfig": "logsnr.solvers.config",
+    "ConsistencyConfig": "logsnr.consistency.config",
     "ConsistencyScheduler": "logsnr.consistency.scheduler",
     "Delta": "logsnr.models.delta",
     "EraseConfig": "logsnr.erasure.config",
@@ -46,6 +49,7 @@ _HOMES = {
     "Schedule": "logsnr.schedules.schedule",
     "SchedulerMixin": "diffusers.schedulers.scheduling_utils",
     "calibrate": "logsnr.solvers.calibrate",
+    "consistency_train": "logsnr.consistency.train",
     "erase": "logsnr.erasure.erase",
     "explain": "logsnr.solvers.explain",
     "fit": "logsnr.train.loop",
@@ -58,6 +62,7 @@ _HOMES = {
 
 __all__ = [
     "CalibrateConfig",
+    "ConsistencyConfig",
     "ConsistencyScheduler",
     "Delta",
     "EraseConfig",
@@ -72,6 +77,7 @@ __all__ = [
     "Schedule",
     "SchedulerMixin",
     "calibrate",
+    "consistency_train",
     "erase",
     "explain",
     "fit",

@@ -38,7 +38,7 @@ PROMISED = {
 LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)[^)\n]*\)")
 BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAME = re.compile(
-    r"`((?:core|schedules|models|data|metrics|solvers|information|train|evaluation|worlds|erasure|hiding|attacks)(?:\.\w+)+)`"
+    r"`((?:core|schedules|models|data|metrics|solvers|information|train|evaluation|worlds|erasure|hiding|consistency|attacks)(?:\.\w+)+)`"
 )
 ENVIRONMENT = {**os.environ, "GOMP_SPINCOUNT": "0", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 

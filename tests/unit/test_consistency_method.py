@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from logsnr.consistency.config import CONSISTENCY_PRESETS, ConsistencyConfig, consistency_preset
 from logsnr.consistency.curriculum import fitted_scale
-from logsnr.consistency.function import Coordinates
 from logsnr.consistency.method import ConsistencyMethod
 from logsnr.consistency.norms import NonScalingLayerNorm, replace_norms
 from logsnr.core.errors import InputError
@@ -21,6 +20,7 @@ from logsnr.train.loop import fit
 from logsnr.train.method import Batch
 
 SHAPE = (2, 4, 4)
+CM = {"prediction_type": "consistency", "sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5}
 
 
 class Latents:
@@ -60,7 +60,7 @@ def config(steps: int = 20, **changes: Any) -> ConsistencyConfig:
 
 def method(chosen: ConsistencyConfig, dropout: float = 0.0, data: Latents | None = None) -> ConsistencyMethod:
     network = Tiny(dropout)
-    return ConsistencyMethod(network, network, Coordinates(), data or Latents(), chosen)
+    return ConsistencyMethod(network, network, CM, data or Latents(), chosen)
 
 
 def batch(rows: int = 8) -> Batch:
@@ -121,7 +121,7 @@ def test_every_preset_trains_with_finite_losses(name: str) -> None:
     chosen = consistency_preset(name, **levels)
     network = Tiny()
     replace_norms(network, "gn" if chosen.norm == "keep" else chosen.norm, (torch.zeros(2, *SHAPE), torch.zeros(2)))
-    made = ConsistencyMethod(network, network, Coordinates(), Latents(), chosen)
+    made = ConsistencyMethod(network, network, CM, Latents(), chosen)
     before = [p.detach().clone() for p in network.parameters()]
     losses = [progress.logs["loss"] for progress in fit(made, Latents(), chosen.run)]
     assert len(losses) == 20

@@ -10,9 +10,13 @@ import torch
 from diffusers import CMStochasticIterativeScheduler, UNet2DModel
 from pipelines import tiny_sd
 
-from logsnr.consistency.function import Coordinates
+import logsnr
+from logsnr.consistency.function import Levels, consistency_levels
 from logsnr.consistency.scheduler import ConsistencyScheduler
-from logsnr.core.errors import InputError
+from logsnr.core.errors import InputError, UnsupportedError
+from logsnr.core.random import sample_noise
+from logsnr.models.pipeline import encode_prompts
+from logsnr.schedules.boundary import Boundary
 from logsnr.schedules.prediction import predict
 from logsnr.schedules.schedule import levels_of
 from logsnr.schedules.scheduler_config import from_scheduler_config, kind_of
@@ -23,6 +27,13 @@ OUTPUT = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(1), dty
 VP = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
+CM = {"prediction_type": "consistency", "sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5}
+
+
+def table(sigmas: list[float], config: Any = None, sigma_min: float = 0.002, sigma_data: float = 0.5) -> Levels:
+    return consistency_levels(config or CM, Boundary(sigma_min, sigma_data), sigmas)
+
+
 def rows(values: list[float]) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64).view(-1, 1, 1, 1)
 
@@ -31,15 +42,15 @@ class TestFunction:
     def test_with_the_usual_preconditioning_it_is_the_usual_one(self) -> None:
         s = rows(SIGMAS)
         skip, out = 0.25 / ((s - 0.002) ** 2 + 0.25), 0.5 * (s - 0.002) / (s**2 + 0.25).sqrt()
-        levels = Coordinates().levels(SIGMAS)
+        levels = table(SIGMAS)
         assert torch.allclose(levels.combine(X, OUTPUT, torch.arange(4)), skip * X + out * OUTPUT, atol=1e-12)
         assert torch.allclose(levels.input_scale.view(-1, 1, 1, 1), 1 / (s**2 + 0.25).sqrt())
         assert levels.timesteps[[0, 3]].tolist() == pytest.approx([1095.5, -1553.7], abs=0.05)
 
     @pytest.mark.parametrize("kind", ["consistency", "epsilon", "v_prediction", "sample"])
     def test_at_the_least_noise_it_is_the_sample_itself(self, kind: str) -> None:
-        config = None if kind == "consistency" else {**VP, "prediction_type": kind}
-        levels = Coordinates(config, sigma_min=0.03).levels([0.03])
+        config = {**CM, "sigma_min": 0.03} if kind == "consistency" else {**VP, "prediction_type": kind}
+        levels = table([0.03], config, 0.03)
         assert torch.equal(levels.combine(X, 1e6 * OUTPUT, torch.zeros(4, dtype=torch.long)), X)
 
     @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
@@ -48,7 +59,7 @@ class TestFunction:
         s, place = 1.7, torch.zeros(4, dtype=torch.long)
         (level,) = levels_of(from_scheduler_config(config), [-2 * math.log(s)])
         expected = predict(kind_of(config), level.alpha * X, OUTPUT, level).x0
-        found = Coordinates(config, sigma_min=1e-6, sigma_data=1.0).levels([s])
+        found = table([s], config, 1e-6, 1.0)
         assert torch.allclose(found.combine(X, OUTPUT, place), expected, atol=1e-5)
         assert float(found.input_scale) == pytest.approx(level.alpha)
 
@@ -60,7 +71,7 @@ class TestFunction:
             return OUTPUT
 
         config = {**VP, "prediction_type": "epsilon"}
-        levels = Coordinates(config, sigma_min=0.03, sigma_data=1.0).levels([10.0, 1.0])
+        levels = table([10.0, 1.0], config, 0.03, 1.0)
         places = torch.tensor([0, 1, 1, 0])
         made = levels(network, X, places)
         (high, one) = levels_of(from_scheduler_config(config), [-2 * math.log(10.0), 0.0])
@@ -70,7 +81,7 @@ class TestFunction:
 
     def test_noise_below_the_least_is_refused(self) -> None:
         with pytest.raises(InputError, match="below the least"):
-            Coordinates().levels([0.001])
+            table([0.001])
 
 
 class TestScheduler:
@@ -80,7 +91,7 @@ class TestScheduler:
             ours.set_timesteps(timesteps=places)
             theirs.set_timesteps(timesteps=places)
             assert torch.allclose(ours.timesteps, theirs.timesteps.float(), atol=1e-4)
-            assert torch.allclose(ours.sigmas, theirs.sigmas[: len(places)].float(), rtol=1e-5)
+            assert torch.allclose(ours.sigmas[:-1], theirs.sigmas[:-1].float(), rtol=1e-5)
             x, draws = 80 * X.float(), [torch.Generator().manual_seed(5) for _ in range(2)]
             y = x
             for at, there in zip(ours.timesteps, theirs.timesteps, strict=True):
@@ -90,7 +101,7 @@ class TestScheduler:
                 y = theirs.step(said, there, y, generator=draws[1]).prev_sample
                 assert float((x - y).abs().max()) <= 1e-5
         ours.set_timesteps(timesteps=[440, 0])
-        assert ours.sigmas.tolist() == pytest.approx([80.0, 0.3693], abs=1e-4)
+        assert ours.sigmas.tolist() == pytest.approx([80.0, 0.3693, 0.0], abs=1e-4)
 
     def test_a_whole_sample_of_a_network_is_that_of_diffusers(self) -> None:
         torch.manual_seed(0)
@@ -112,7 +123,7 @@ class TestScheduler:
         config: dict[str, Any] = {**VP, "prediction_type": "v_prediction", "sigma_min": 0.03, "sigma_max": 14.0}
         scheduler = ConsistencyScheduler(**config, middle_sigmas=[[0.5]])
         scheduler.set_timesteps(2)
-        levels = Coordinates(scheduler.config, 0.03).levels([14.0, 0.5])
+        levels = table([14.0, 0.5], scheduler.config, 0.03)
         for place, at in enumerate(scheduler.timesteps):
             clean = scheduler.step(OUTPUT, at, X).pred_original_sample
             assert torch.allclose(clean, levels.combine(X, OUTPUT, torch.full((4,), place)), atol=1e-5)
@@ -149,6 +160,34 @@ class TestScheduler:
         pipe.scheduler = again
         second = pipe("a boot", num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="pt")
         assert torch.equal(first.images, second.images)
+
+    @pytest.mark.parametrize("kind", ["epsilon", "consistency"])
+    def test_our_own_sampling_is_the_same(self, kind: str) -> None:
+        pipe, shape = tiny_sd(), (4, 8, 8)
+        beta = {name: pipe.scheduler.config[name] for name in VP} if kind == "epsilon" else {}
+        ends = {"sigma_max": 14.0, "sigma_min": 0.03, "sigma_data": 1.0}
+        pipe.scheduler = ConsistencyScheduler(**beta, **ends, prediction_type=kind, middle_sigmas=[[0.5]])
+        made = logsnr.sample(pipe, "a boot", seeds=[3, 4], config=logsnr.SampleConfig(steps=2, guidance_scale=2.0))
+        assert (made.nfe, made.network_evaluations) == (2, 8)
+        cond = encode_prompts(pipe, ["a boot", "a boot"])
+        scheduler, x = pipe.scheduler, 14.0 * sample_noise([3, 4], shape)
+        scheduler.set_timesteps(2)
+        scheduler.set_seeds([3, 4])
+        for at in scheduler.timesteps:
+            inputs = scheduler.scale_model_input(x, at)
+            with torch.no_grad():
+                plain, asked = (pipe.unet(inputs, at, **c)[0] for c in (cond.unconditional, cond.values))
+            x = scheduler.step(plain + 2.0 * (asked - plain), at, x).prev_sample
+        assert torch.allclose(made.latents, x, atol=1e-4)
+
+    @pytest.mark.parametrize("options", [{"rho": 0.5}, {"corrector": True}])
+    def test_other_solvers_are_refused(self, options: Any) -> None:
+        pipe = tiny_sd()
+        pipe.scheduler = ConsistencyScheduler(**{**VP, "prediction_type": "epsilon", "sigma_max": 14.0})
+        with pytest.raises(InputError, match="a solver of its own"):
+            logsnr.sample(pipe, "a boot", config=logsnr.SampleConfig(steps=1, **options))
+        with pytest.raises(UnsupportedError, match="no step weights"):
+            logsnr.explain(pipe, config=logsnr.SampleConfig(steps=1))
 
     def test_noise_is_added_at_the_levels_of_timesteps(self) -> None:
         scheduler = ConsistencyScheduler(middle_sigmas=[[0.4]])

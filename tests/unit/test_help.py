@@ -17,6 +17,7 @@ VERBS = (
     "information",
     "calibrate",
     "train",
+    "consistency",
     "erase",
     "hide",
     "reveal",

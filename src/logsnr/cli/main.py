@@ -14,6 +14,7 @@ import tyro
 
 from logsnr.cli.attack import Attack
 from logsnr.cli.calibrate import Calibrate
+from logsnr.cli.consistency import Consistency
 from logsnr.cli.demo import Demo
 from logsnr.cli.doctor import Doctor
 from logsnr.cli.erase import Erase
@@ -33,6 +34,7 @@ Verb = (
     | Annotated[Information, _subcommand("information")]
     | Annotated[Calibrate, _subcommand("calibrate")]
     | Annotated[Train, _subcommand("train")]
+    | Annotated[Consistency, _subcommand("consistency")]
     | Annotated[Erase, _subcommand("erase")]
     | Annotated[Hide, _subcommand("hide")]
     | Annotated[Reveal, _subcommand("reveal")]

@@ -72,7 +72,7 @@ class ConsistencyConfig:
 
 
 CONSISTENCY_PRESETS: dict[str, dict[str, Any]] = {
-    "slct_small": {},
+    "slct_small": {"start_levels": 40},
     "slct": {"scale": "fit", "coupling": "labels", "norm": "nsln", "start_from": "scratch"},
     "ict": {
         "penalty": "huber",

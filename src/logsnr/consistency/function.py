@@ -1,12 +1,6 @@
-"""The consistency function of any network: clean data from one call, and exactly the sample itself at the least noise.
+"""The consistency function of any network as a table: one row a noise level, two numbers each for sample and output.
 
-With s = sigma / alpha, x = xt / alpha and the network's estimate D(x, s) of clean data, whatever it predicts,
-
-    f(x, s) = c_skip x + (1 - s_min / s) (D - e_skip x),
-    c_skip = d^2 / ((s - s_min)^2 + d^2),  e_skip = d^2 / (s^2 + d^2).
-
-For EDM's D = e_skip x + e_out F that is c_skip x + c_out F of 2303.01469; for s well above s_min it is D. Training and
-sampling both use this one function.
+Training and sampling both use this one function; see ``schedules.boundary`` for its formula.
 """
 
 from __future__ import annotations
@@ -22,7 +16,8 @@ from torch import Tensor
 from logsnr.core.errors import InputError
 from logsnr.core.types import Level
 from logsnr.schedules import scheduler_config
-from logsnr.schedules.prediction import EDMOutput, Kind, x0_weights
+from logsnr.schedules.boundary import Boundary
+from logsnr.schedules.prediction import x0_weights
 from logsnr.schedules.schedule import levels_of
 
 
@@ -44,7 +39,7 @@ class Levels:
     ) -> Tensor:
         """f of samples x (n, ...) at the levels of these places (n,)."""
         inputs = _column(self.input_scale, places, x) * x
-        output = network(inputs, self.timesteps[places].to(x), **(cond or {}))
+        output = network(inputs, self.timesteps.to(x.device)[places].to(x.dtype), **(cond or {}))
         return self.combine(x, output, places)
 
     def combine(self, x: Tensor, output: Tensor, places: Tensor) -> Tensor:
@@ -56,47 +51,24 @@ class Levels:
         return _column(self.sigmas, places, like)
 
 
-@dataclass(frozen=True)
-class Coordinates:
-    """How a network reads noise: its own level at s, what it predicts, and what it is told.
+def consistency_levels(config: Mapping[str, Any], boundary: Boundary, sigmas: Sequence[float]) -> Levels:
+    """The table of these noise levels for a network with this diffusers scheduler configuration.
 
-    ``config`` is a diffusers scheduler's configuration; without one, the network has EDM's preconditioning and is told
-    250 ln s, as consistency models are (2303.01469).
+    Raises:
+        InputError: a level is below the least.
     """
+    if min(sigmas) < boundary.sigma_min * (1 - 1e-9):
+        raise InputError(f"noise {min(sigmas):.4g} is below the least, {boundary.sigma_min:.4g}: sample above it")
+    own = levels_of(scheduler_config.from_scheduler_config(config), [-2 * math.log(s) for s in sigmas])
+    rows = [_row(config, boundary, s, level) for s, level in zip(sigmas, own, strict=True)]
+    return Levels(*torch.tensor(rows, dtype=torch.float64).T.unbind())
 
-    config: Mapping[str, Any] | None = None
-    sigma_min: float = 0.002
-    sigma_data: float = 0.5
 
-    def levels(self, sigmas: Sequence[float]) -> Levels:
-        """The table of these noise levels.
-
-        Raises:
-            InputError: a level is below the least.
-        """
-        if min(sigmas) < self.sigma_min * (1 - 1e-9):
-            raise InputError(f"noise {min(sigmas):.4g} is below the least, {self.sigma_min:.4g}: sample above it")
-        rows = [self._row(s, level) for s, level in zip(sigmas, self._own(sigmas), strict=True)]
-        return Levels(*torch.tensor(rows, dtype=torch.float64).T.unbind())
-
-    def _own(self, sigmas: Sequence[float]) -> list[Level]:
-        """The levels in the scale that the network reads."""
-        if self.config is None:
-            return [Level(0.0, 1.0, s) for s in sigmas]
-        schedule = scheduler_config.from_scheduler_config(self.config)
-        return levels_of(schedule, [-2 * math.log(s) for s in sigmas])
-
-    def _row(self, s: float, level: Level) -> tuple[float, ...]:
-        kind: Kind = EDMOutput(self.sigma_data) if self.config is None else scheduler_config.kind_of(self.config)
-        of_xt, of_output = x0_weights(kind, level)
-        data, above = self.sigma_data**2, s - self.sigma_min
-        gate, skip = above / s, data / (above**2 + data)
-        of_sample = skip + gate * (of_xt * level.alpha - data / (s**2 + data))
-        if self.config is None:
-            scale, told = 1 / math.hypot(s, self.sigma_data), 250 * math.log(s + 1e-44)
-        else:
-            scale, told = level.alpha, scheduler_config.timestep_of(self.config, level)
-        return s, scale, told, of_sample, gate * of_output
+def _row(config: Mapping[str, Any], boundary: Boundary, s: float, level: Level) -> tuple[float, ...]:
+    of_xt, of_output = x0_weights(scheduler_config.kind_of(config), level)
+    of_x, of_clean = boundary.weights(s)
+    told = scheduler_config.timestep_of(config, level)
+    return s, level.alpha, told, of_x + of_clean * of_xt * level.alpha, of_clean * of_output
 
 
 def _column(values: Tensor, places: Tensor, like: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ they are then; a diffusion model can be the start, as in 2406.14548, whatever it
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,14 @@ from logsnr.consistency.curriculum import (
     pair_weights,
     sigma_grid,
 )
-from logsnr.consistency.function import Coordinates, Levels
+from logsnr.consistency.function import Levels, consistency_levels
 from logsnr.consistency.losses import denoising_loss, penalise, small_sigma_mask
 from logsnr.core.artifact import save_tensors
 from logsnr.core.errors import InputError
 from logsnr.core.random import generator
 from logsnr.models.denoiser import Tree
 from logsnr.models.ema import Average, averaged
+from logsnr.schedules.boundary import Boundary
 from logsnr.train.method import Batch, Dataset, Group, Loss, load_module_state, module_state
 
 Condition = Callable[[Batch], Tree]
@@ -44,7 +45,7 @@ class ConsistencyMethod:
     """Train ``network(x, timesteps, **cond)`` -> output; ``condition`` gives the conditioning of a batch's rows.
 
     ``data`` has ``latent`` (n, ...) of deviation ``sigma_data`` and, for label-aware coupling, ``label``. ``module``
-    holds the weights, and ``coordinates`` say how the network reads noise.
+    holds the weights, and ``levels`` is a diffusers scheduler's configuration, which says how the network reads noise.
 
     Raises:
         InputError: latents are not finite or constant in a channel, or the curriculum does not fit the run.
@@ -54,14 +55,14 @@ class ConsistencyMethod:
         self,
         module: nn.Module,
         network: Callable[..., Tensor],
-        coordinates: Coordinates,
+        levels: Mapping[str, Any],
         data: Dataset,
         config: ConsistencyConfig,
         *,
         condition: Condition | None = None,
         show: Callable[[nn.Module], Tensor] | None = None,
     ):
-        self.module, self.network, self.coordinates, self.data = module, network, coordinates, data
+        self.module, self.network, self.levels, self.data = module, network, levels, data
         self.config, self.condition, self.show = config, condition, show
         self.curriculum = Curriculum(config.run.steps, config.start_levels, config.end_levels)
         check_latents(data)
@@ -104,7 +105,7 @@ class ConsistencyMethod:
     def stage(self, num_levels: int) -> _Stage:
         """The grid of a stage."""
         if num_levels not in self._stages:
-            self._stages = {num_levels: _Stage(num_levels, self.coordinates, self.config)}
+            self._stages = {num_levels: _Stage(num_levels, self.levels, self.config)}
         return self._stages[num_levels]
 
     def scale(self, num_levels: int, like: Tensor) -> float:
@@ -173,10 +174,11 @@ class ConsistencyMethod:
 class _Stage:
     """The grid of one number of levels: its table, how often each pair is drawn, and how much it weighs."""
 
-    def __init__(self, num_levels: int, coordinates: Coordinates, config: ConsistencyConfig):
+    def __init__(self, num_levels: int, told: Mapping[str, Any], config: ConsistencyConfig):
         ends = {"sigma_min": config.sigma_min, "sigma_max": config.sigma_max, "grid_exponent": config.grid_exponent}
         sigmas, self.num_levels = sigma_grid(num_levels, **ends), num_levels
-        self.levels: Levels = coordinates.levels(sigmas.tolist())
+        boundary = Boundary(config.sigma_min, config.sigma_data)
+        self.levels: Levels = consistency_levels(told, boundary, sigmas.tolist())
         self.weights = pair_weights(sigmas)
         self.chances = level_chances(sigmas, mean=config.level_mean, std=config.level_std).cumsum(0)
 

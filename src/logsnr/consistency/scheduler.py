@@ -15,8 +15,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from logsnr.consistency.curriculum import sigma_grid
-from logsnr.consistency.function import Coordinates
+from logsnr.consistency.function import consistency_levels
 from logsnr.core.errors import InputError
+from logsnr.schedules.boundary import Boundary
 from logsnr.solvers.noise import step_noise
 
 
@@ -63,8 +64,7 @@ class ConsistencyScheduler(SchedulerMixin, ConfigMixin):
             if len(middle) != calls - 1:
                 raise InputError(f"middle_sigmas has {len(middle)} levels where {calls} calls need {calls - 1}")
             _check([sigma_max, *middle], sigma_min)
-        own = None if prediction_type == "consistency" else dict(self.config)
-        self._coordinates = Coordinates(own, sigma_min, sigma_data)
+        self._boundary = Boundary(sigma_min, sigma_data)
         self.init_noise_sigma, self._seeds = sigma_max, list[int]()
         self.num_inference_steps: int | None = None
         self.set_timesteps(1)
@@ -99,8 +99,8 @@ class ConsistencyScheduler(SchedulerMixin, ConfigMixin):
                 raise InputError("set_timesteps needs a number of steps, timesteps or sigmas: pass one of them")
             sigmas = [self.config["sigma_max"], *self._middle(num_inference_steps)]
         _check(sigmas, self.config["sigma_min"])
-        self._levels = self._coordinates.levels(sigmas)
-        self.sigmas, self.num_inference_steps = self._levels.sigmas.float(), len(sigmas)
+        self._levels = consistency_levels(self.config, self._boundary, sigmas)
+        self.sigmas, self.num_inference_steps = torch.tensor([*sigmas, 0.0]), len(sigmas)
         self.timesteps = self._levels.timesteps.float().to(device)
         self.init_noise_sigma, self._index, self._begin = float(sigmas[0]), None, None
 
@@ -144,8 +144,7 @@ class ConsistencyScheduler(SchedulerMixin, ConfigMixin):
         clean = self._levels.combine(sample.float(), model_output.float(), torch.full((len(sample),), index))
         self._index, moved = index + 1, clean
         if index + 1 < len(self._levels):
-            after = float(self._levels.sigmas[index + 1])
-            size = (after**2 - self.config["sigma_min"] ** 2) ** 0.5
+            size = self._boundary.renoised(float(self._levels.sigmas[index + 1]))
             moved = clean + size * self._noise(index, clean, generator)
         clean, moved = clean.to(sample.dtype), moved.to(sample.dtype)
         return ConsistencySchedulerOutput(moved, clean) if return_dict else (moved, clean)

@@ -45,7 +45,12 @@ def is_flow(config: Mapping[str, Any]) -> bool:
 
 def is_edm(config: Mapping[str, Any]) -> bool:
     """Whether the configuration belongs to a network with EDM's preconditioning (2206.00364)."""
-    return "sigma_schedule" in config and "sigma_data" in config
+    return ("sigma_schedule" in config and "sigma_data" in config) or is_consistency(config)
+
+
+def is_consistency(config: Mapping[str, Any]) -> bool:
+    """Whether it is a consistency model of the original form, which is told 1000 times as much (2303.01469)."""
+    return config.get("prediction_type") == "consistency"
 
 
 def edm_exponent(config: Mapping[str, Any]) -> float:

@@ -14,7 +14,16 @@ from logsnr.core.errors import InputError, UnsupportedError
 from logsnr.core.types import Level
 from logsnr.schedules.families import EDM, VE, DiscreteVP, Flow, Preconditioned, zero_terminal
 from logsnr.schedules.grids import DATA, check_grid, check_steps, grid_of_noise
-from logsnr.schedules.origins import BETAS, NOT_MAPPED, edm_exponent, first_line, is_edm, is_flow, origin_of
+from logsnr.schedules.origins import (
+    BETAS,
+    NOT_MAPPED,
+    edm_exponent,
+    first_line,
+    is_consistency,
+    is_edm,
+    is_flow,
+    origin_of,
+)
 from logsnr.schedules.prediction import EDMOutput, Kind
 from logsnr.schedules.schedule import Schedule, levels_at, levels_of
 
@@ -30,11 +39,11 @@ def kind_of(config: Mapping[str, Any]) -> Kind:
     if is_flow(config):
         return "flow"
     name, edm = config.get("prediction_type", "epsilon"), is_edm(config)
-    known = ("epsilon", "v_prediction") if edm else tuple(_KINDS)
+    known = ("epsilon", "v_prediction", "consistency") if edm else tuple(_KINDS)
     if name not in known:
         raise UnsupportedError(f"prediction_type {name!r} is not known: use one of {', '.join(known)}")
     if edm:
-        return EDMOutput(float(config["sigma_data"]), 1.0 if name == "epsilon" else -1.0)
+        return EDMOutput(float(config["sigma_data"]), -1.0 if name == "v_prediction" else 1.0)
     return _KINDS[name]
 
 
@@ -52,7 +61,7 @@ def from_scheduler_config(config: Mapping[str, Any]) -> Schedule:
         return Flow()
     if is_edm(config):
         low, high = float(config["sigma_min"]), float(config["sigma_max"])
-        geometric = config["sigma_schedule"] == "exponential"
+        geometric = config.get("sigma_schedule") == "exponential"
         law = VE(low, high) if geometric else EDM(low, high, edm_exponent(config))
         return Preconditioned(law, float(config["sigma_data"]))
     given = {name: config[name] for name in BETAS if config.get(name) is not None}
@@ -86,11 +95,11 @@ def _check_mapped(config: Mapping[str, Any]) -> None:
 def timestep_of(config: Mapping[str, Any], level: Level) -> float:
     """What the network of a configuration is told at a level: its timestep, or EDM's log(sigma / alpha) / 4.
 
-    Outside the range that it was trained on it is told the end of that range.
+    A consistency model is told 1000 times that. Outside the range that it was trained on it is told its end.
     """
     if is_edm(config):
         least, most = (math.log(config[name]) / 4 for name in ("sigma_min", "sigma_max"))
-        return min(max(-level.log_snr / 8, least), most)
+        return min(max(-level.log_snr / 8, least), most) * _edm_unit(config)
     total = int(config.get("num_train_timesteps", 1000))
     return level.t * total if is_flow(config) else max(0.0, round(level.t * total - 1, 6))
 
@@ -98,7 +107,7 @@ def timestep_of(config: Mapping[str, Any], level: Level) -> float:
 def time_of(config: Mapping[str, Any], schedule: Schedule, timestep: float) -> float:
     """The time in the schedule at which the network is told ``timestep``: the inverse of ``timestep_of``."""
     if is_edm(config):
-        return float(schedule.t_of(torch.tensor(-8 * timestep, dtype=torch.float64)))
+        return float(schedule.t_of(torch.tensor(-8 * timestep / _edm_unit(config), dtype=torch.float64)))
     total = int(config.get("num_train_timesteps", 1000))
     return timestep / total if is_flow(config) else (timestep + 1) / total
 
@@ -110,10 +119,14 @@ def levels_told(config: Mapping[str, Any], schedule: Schedule, timesteps: Sequen
         InputError: a timestep is outside the schedule, or they do not fall strictly.
     """
     if is_edm(config):  # no time in between, which would round the first level out of [0, 1]
-        levels = levels_of(schedule, [-8 * float(k) for k in timesteps])
+        levels = levels_of(schedule, [-8 * float(k) / _edm_unit(config) for k in timesteps])
     else:
         levels = levels_at(schedule, [time_of(config, schedule, float(k)) for k in timesteps])
     return check_grid([*levels, DATA])
+
+
+def _edm_unit(config: Mapping[str, Any]) -> float:
+    return 1000.0 if is_consistency(config) else 1.0
 
 
 def _with_noise(chain: DiscreteVP, scale: float) -> DiscreteVP:

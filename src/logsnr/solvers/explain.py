@@ -6,10 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from logsnr.core.errors import UnsupportedError
 from logsnr.core.types import Level
 from logsnr.models.pipeline import Pipeline, denoiser_of
 from logsnr.schedules.prediction import check_start
 from logsnr.solvers.config import SampleConfig
+from logsnr.solvers.consistency import ConsistencyStep
 from logsnr.solvers.sample import make_run
 from logsnr.solvers.visits import multistep_visits
 from logsnr.solvers.weights import StepWeights
@@ -46,9 +48,12 @@ def explain(pipe: Pipeline, *, config: SampleConfig | None = None) -> Explanatio
 
     Raises:
         InputError: the run is impossible, as ``sample`` would say.
+        UnsupportedError: the network is a consistency model, whose steps are no weights of estimates.
     """
     denoiser = denoiser_of(pipe)
     levels, solver = make_run(pipe, denoiser.schedule, config or SampleConfig())
+    if isinstance(solver, ConsistencyStep):
+        raise UnsupportedError("a consistency model has no step weights: it goes to clean data at once, and adds noise")
     check_start(denoiser.kind, levels[0])
     timesteps = [denoiser.timestep_of(level) for level in levels[:-1]]
     visits = multistep_visits(solver, denoiser.kind, levels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,7 @@ from logsnr.schedules.prediction import check_start
 from logsnr.schedules.schedule import Schedule, warn_outside
 from logsnr.schedules.scheduler_config import rule_of, scheduler_grid
 from logsnr.solvers.config import SampleConfig
+from logsnr.solvers.consistency import ConsistencyStep, consistency_step
 from logsnr.solvers.exponential import Exponential, check_coarse
 from logsnr.solvers.noise import start_noise, step_noise
 from logsnr.solvers.scheduler import SNRScheduler
@@ -98,14 +100,20 @@ def make_solver(config: SampleConfig) -> Exponential:
     return Exponential(config.order, rho, config.variant, corrector=config.corrector)
 
 
-def make_run(pipe: Pipeline, schedule: Schedule, config: SampleConfig) -> tuple[list[Level], Exponential | Tabulated]:
-    """The levels and the solver of a sampling run; a solver table brings both.
+def make_run(
+    pipe: Pipeline, schedule: Schedule, config: SampleConfig
+) -> tuple[list[Level], Exponential | Tabulated | ConsistencyStep]:
+    """The levels and the solver of a sampling run; a solver table brings both, and a consistency model its solver.
 
     A high order on few steps of a grid that does not suit it is warned of.
 
     Raises:
-        InputError: the table was made for another network or guidance.
+        InputError: the table was made for another network or guidance, or there is one for a consistency model.
     """
+    if step := consistency_step(pipe.scheduler.config):
+        if config.solver or config.corrector or config.rho != 0:
+            raise InputError("a consistency model has a solver of its own: drop --solver, --rho and --corrector")
+        return make_grid(pipe, schedule, config), step
     if config.solver:
         table = load_table(config.solver)
         table.check_model(fingerprint(network_of(pipe)), config.guidance_scale, config.negative)
@@ -161,7 +169,7 @@ def sample(
             guided, asked = config.guidance_scale > 1, prompts[first : first + batch_size]
             cond = encode_prompts(pipe, asked, negative=negative, avoided=avoided, guided=guided)
             cond = prompted(cond, keys[first : first + batch_size])
-            x = start_noise(rows, shape, grid[0]) if latents is None else latents[first : first + batch_size].float()
+            x = _start(solver, rows, shape, grid[0]) if latents is None else latents[first : first + batch_size].float()
             x = x.to(pipe.device)
             steps = sample_steps(denoiser, x, grid, solver, cond=cond, seeds=rows if solver.noisy else None)
             x = deque(steps, maxlen=1).pop()
@@ -169,3 +177,11 @@ def sample(
     latents, images = (torch.cat(column) for column in zip(*parts, strict=True))
     nfe = len(grid) - 1
     return Samples(images, latents, grid, nfe, denoiser.network_evaluations, time.perf_counter() - start)
+
+
+def _start(solver: Solver, seeds: Sequence[int], shape: Sequence[int], first: Level) -> Tensor:
+    """The noise of seeds at the first level; consistency models were trained from noise alone, without data's share."""
+    noise = start_noise(seeds, shape, first)
+    return (
+        noise * (first.sigma / math.hypot(first.alpha, first.sigma)) if isinstance(solver, ConsistencyStep) else noise
+    )

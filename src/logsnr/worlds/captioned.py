@@ -68,11 +68,8 @@ class CaptionedMethod:
         return Muon([{**matrices, "orthogonal": True}, others])
 
     def draw_captions(self, batch: Batch) -> list[str]:
-        """A fresh caption for each item of a batch, from four uniform draws."""
-        draws = batch.uniform(4).tolist()
-        factors = self.factors[batch["index"].cpu()].tolist()
-        labels = batch["label"].tolist()
-        return [self.captions.caption(*item) for item in zip(labels, factors, draws, strict=True)]
+        """A fresh caption for each item of a batch."""
+        return draw_captions(self.captions, self.factors, batch)
 
     def after_step(self, step: int) -> None:
         for name, average in self.averages.items():
@@ -91,3 +88,10 @@ class CaptionedMethod:
         for name, average in self.averages.items():
             average.network.save_pretrained(folder / name)
         self.tokenizer.save_pretrained(folder / "tokenizer")
+
+
+def draw_captions(captions: Wording, factors: Tensor, batch: Batch) -> list[str]:
+    """A fresh caption for each item of a batch, from four uniform draws; ``factors`` (n, k) are of all items."""
+    draws, labels = batch.uniform(4).tolist(), batch["label"].tolist()
+    rows = factors[batch["index"].cpu()].tolist()
+    return [captions.caption(*item) for item in zip(labels, rows, draws, strict=True)]

@@ -1,0 +1,90 @@
+"""``consistency_train``: a pipeline that samples in one or two calls, from one that needs many."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from logsnr.consistency.config import ConsistencyConfig
+from logsnr.consistency.curriculum import Curriculum
+from logsnr.consistency.method import Condition, ConsistencyMethod
+from logsnr.consistency.scheduler import ConsistencyScheduler
+from logsnr.core.errors import InputError, UnsupportedError
+from logsnr.models.pipeline import Pipeline, check_pipeline, denoiser_of, network_of
+from logsnr.schedules.schedule import trained_range
+from logsnr.schedules.scheduler_config import from_scheduler_config, kind_of
+from logsnr.train.loop import Progress, fit
+from logsnr.train.method import Dataset
+
+_BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
+_MIDDLE = 0.74
+"""The level of the second call for latents of unit deviation, where nothing was searched: 0.37 for 1/2."""
+
+
+def consistency_train(
+    pipe: Pipeline, data: Dataset, config: ConsistencyConfig, *, condition: Condition | None = None
+) -> Generator[Progress, None, Pipeline]:
+    """Train a pipeline's network, in place, as a consistency model, and yield after every step.
+
+    ``data`` has ``latent`` (n, channels, height, width) as the network sees them, of unit deviation; ``condition``
+    gives the text of a batch's rows. In the end the network has its first average, and the pipeline a
+    ``ConsistencyScheduler``, which together sample with one call or two.
+
+    Raises:
+        InputError: latents that cannot be learned, a curriculum that does not fit, or a norm that no folder can hold.
+        UnsupportedError: a pipeline of a kind that cannot be one.
+    """
+    check_trainable(pipe, config)
+    config = of_unit_data(config, pipe.scheduler.config)
+    own = pipe.scheduler.config if config.start_from == "teacher" else None
+    scheduler = scheduler_of(config, own)
+    module = network_of(pipe)
+    if config.start_from == "scratch":
+        draw_anew(module, config.run.seed)
+    network = denoiser_of(pipe).network
+    method = ConsistencyMethod(module, network, scheduler.config, data, config, condition=condition)
+    yield from fit(method, data, config.run)
+    module.load_state_dict(next(iter(method.averages.values())).network.state_dict())
+    pipe.scheduler = scheduler
+    return pipe
+
+
+def check_trainable(pipe: Pipeline, config: ConsistencyConfig) -> None:
+    """Refuse what cannot be trained, before any work; the errors are those of ``consistency_train``."""
+    check_pipeline(pipe)
+    Curriculum(config.run.steps, config.start_levels, config.end_levels)
+    if config.norm != "keep":
+        raise InputError(f"a pipeline's folder cannot hold the norm {config.norm}: keep its own")
+    if kind_of(pipe.scheduler.config) == "flow":
+        raise UnsupportedError("a flow pipeline tells its scheduler no scale of noise: take one of noise or v")
+
+
+def of_unit_data(config: ConsistencyConfig, teacher: Mapping[str, Any]) -> ConsistencyConfig:
+    """The same training in units of latents of deviation 1; from a teacher, at its own levels only."""
+    factor = 1 / config.sigma_data
+    most, least = config.sigma_max * factor, config.sigma_min * factor
+    if config.start_from == "teacher":
+        low, high = (float(torch.tensor(-value / 2).exp()) for value in trained_range(from_scheduler_config(teacher)))
+        most, least = min(most, low), max(least, high)
+    mean = config.level_mean + float(torch.tensor(factor).log())
+    return replace(config, sigma_min=least, sigma_max=most, sigma_data=1.0, level_mean=mean)
+
+
+def scheduler_of(config: ConsistencyConfig, teacher: Mapping[str, Any] | None) -> ConsistencyScheduler:
+    """The scheduler of what is trained, with levels for one and two calls."""
+    kept = {} if teacher is None else {name: teacher[name] for name in _BETAS if teacher.get(name) is not None}
+    names = ("sigma_min", "sigma_max", "sigma_data", "grid_exponent")
+    levels = {name: getattr(config, name) for name in names}
+    return ConsistencyScheduler(**kept, **levels, num_levels=config.end_levels + 1, middle_sigmas=[[_MIDDLE]])
+
+
+def draw_anew(module: nn.Module, seed: int) -> None:
+    """Give a network of diffusers the weights that it would start from."""
+    drawn: Any = module
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module.load_state_dict(type(drawn).from_config(drawn.config).state_dict())

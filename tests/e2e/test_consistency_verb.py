@@ -1,0 +1,97 @@
+"""``logsnr consistency`` on the embedded world: a pipeline of one or two calls, resumed exactly, bad input refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from commands import called, result
+from diffusers import StableDiffusionPipeline
+from recipes import FewFashion
+
+from logsnr.consistency import method
+from logsnr.consistency.scheduler import ConsistencyScheduler
+from logsnr.core.artifact import load_tensors
+from logsnr.worlds.data import SOURCES
+
+TRAIN = ["consistency", "train", "fashion", "--steps", "6", "--batch-size", "4", "--cpu", "--quiet"]
+STAGES = ["--start-levels", "2", "--end-levels", "4"]
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SOURCES, "fashion", FewFashion())
+    monkeypatch.setattr(method, "_MEASURED", 1)
+
+
+def test_a_trained_pipeline_samples_in_stock_diffusers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    values = result(capsys, *TRAIN, *STAGES, "--out", str(tmp_path))
+    assert (values["model"], values["steps"]) == (str(tmp_path / "pipeline"), 6)
+    pipe = StableDiffusionPipeline.from_pretrained(values["model"])
+    assert isinstance(pipe.scheduler, ConsistencyScheduler)
+    assert pipe.scheduler.config["prediction_type"] == "epsilon"
+    assert pipe.scheduler.config["sigma_max"] == pytest.approx(14.6, abs=0.1), "the teacher's own"
+    pipe.set_progress_bar_config(disable=True)
+    for calls in (1, 2):
+        made = pipe(
+            "a boot",
+            num_inference_steps=calls,
+            generator=torch.Generator().manual_seed(0),
+            output_type="np",
+            guidance_scale=1.0,
+        ).images[0]
+        assert 0.05 < made.mean() < 0.6
+        assert made.std() > 0.1, "an image, not noise or nothing: the teacher's weights were the start"
+
+
+def test_from_scratch_the_network_is_drawn_anew(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    values = result(capsys, *TRAIN, *STAGES, "--start-from", "scratch", "--out", str(tmp_path))
+    pipe = StableDiffusionPipeline.from_pretrained(values["model"])
+    assert pipe.scheduler.config["prediction_type"] == "consistency"
+    assert pipe.scheduler.config["sigma_max"] == pytest.approx(160.0)
+
+
+def test_resumed_it_is_the_same(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "few.json").write_text('{"run": {"checkpoint_every": 4}, "averages": [0.5]}')
+    common = [*TRAIN, *STAGES, "--config", str(tmp_path / "few.json")]
+    result(capsys, *common, "--out", str(tmp_path / "whole"))
+    result(capsys, *common, "--out", str(tmp_path / "again"))
+    for path in (tmp_path / "again" / "pipeline", *(tmp_path / "again" / "work" / "checkpoints").glob("*-00000006")):
+        for inner in sorted(path.rglob("*"), reverse=True):
+            inner.rmdir() if inner.is_dir() else inner.unlink()
+        path.rmdir()
+    code, _, err = called(capsys, *common, "--out", str(tmp_path / "again"))
+    assert code == 2
+    assert "add --resume" in err
+    result(capsys, *common, "--out", str(tmp_path / "again"), "--resume")
+    files = [tmp_path / run / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors" for run in ("whole", "again")]
+    whole, again = (load_tensors(path) for path in files)
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (["--start-levels", "8", "--end-levels", "4"], "must rise"),
+        (["--start-levels", "2", "--end-levels", "640"], "too few for"),
+        ([*STAGES, "--preset", "lct"], "there is no preset"),
+        ([*STAGES, "--preset", "slct"], "cannot hold the norm"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(
+    options: list[str], match: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, out, err = called(capsys, *TRAIN, *options, "--out", str(tmp_path / "out"))
+    assert (code, out) == (2, "")
+    assert match in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_flow_pipeline_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    flow = [word if word != "fashion" else "fashion-flow" for word in TRAIN]
+    code, _, err = called(capsys, *flow, *STAGES, "--out", str(tmp_path / "out"))
+    assert code == 2
+    assert "flow pipeline" in err
+    assert not (tmp_path / "out").exists()
