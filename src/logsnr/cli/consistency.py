@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from logsnr.cli.console import Console, Flag, Model, check_writable
 from logsnr.consistency.config import ConsistencyConfig, consistency_preset
 from logsnr.core.errors import InputError
-
-if TYPE_CHECKING:
-    from logsnr.data.latents import Latents
-    from logsnr.models.pipeline import Pipeline
-    from logsnr.worlds.data import WorldData
-    from logsnr.worlds.load import World
 
 _OPTIONS = ("start_from", "learning_rate", "start_levels", "end_levels", "coupling")
 _RUN = ("steps", "batch_size", "seed")
@@ -59,7 +53,7 @@ class Consistency(Console):
     """Go on from the last checkpoint in OUT."""
 
     def run(self) -> int:
-        from logsnr.consistency.train import check_trainable
+        from logsnr.consistency.train import check_trainable, train_on_world
         from logsnr.core.artifact import staged
         from logsnr.worlds.load import load, load_world
 
@@ -71,7 +65,7 @@ class Consistency(Console):
             raise InputError(f"{self.out / 'pipeline'} is there already: choose another --out, or remove it first")
         if (self.out / "work").exists() and not self.resume:
             raise InputError(f"{self.out / 'work'} holds an unfinished run: add --resume, or choose another --out")
-        trained = self._train(pipe, world, config)
+        trained = self.follow(train_on_world(pipe, world, config, self.out / "latents.safetensors"))
         if trained is None:
             return 130
         with staged(self.out / "pipeline") as folder:
@@ -83,27 +77,6 @@ class Consistency(Console):
         }
         self.result(values, [f"{values['model']} samples with one call or two, after {values['seconds']} s"])
         return 0
-
-    def _train(self, pipe: Pipeline, world: World, config: ConsistencyConfig) -> Pipeline | None:
-        from logsnr.consistency.train import consistency_train
-        from logsnr.models.pipeline import encode_prompts
-        from logsnr.train.method import Batch
-        from logsnr.worlds.captioned import draw_captions
-
-        data = world.source.training()
-        latents, factors = self._latents(pipe, data), data.factors()
-
-        def condition(batch: Batch) -> Any:
-            return encode_prompts(pipe, draw_captions(data.captions, factors, batch), guided=False).values
-
-        return self.follow(consistency_train(pipe, latents, config, condition=condition))
-
-    def _latents(self, pipe: Pipeline, data: WorldData) -> Latents:
-        """The training images as the network sees them, encoded once."""
-        from logsnr.worlds.recipe import world_latents
-
-        found = world_latents(pipe.vae, data.train, cache=self.out / "latents.safetensors")
-        return replace(found, latents=found.latents * found.std * pipe.vae.config.scaling_factor)
 
     def _config(self) -> ConsistencyConfig:
         """The preset's options, then those of the file, then those given."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +15,15 @@ from logsnr.consistency.curriculum import Curriculum
 from logsnr.consistency.method import Condition, ConsistencyMethod
 from logsnr.consistency.scheduler import ConsistencyScheduler
 from logsnr.core.errors import InputError, UnsupportedError
-from logsnr.models.pipeline import Pipeline, check_pipeline, denoiser_of, network_of
+from logsnr.models.denoiser import Tree
+from logsnr.models.pipeline import Pipeline, check_pipeline, denoiser_of, encode_prompts, network_of
 from logsnr.schedules.schedule import trained_range
 from logsnr.schedules.scheduler_config import from_scheduler_config, kind_of
 from logsnr.train.loop import Progress, fit
-from logsnr.train.method import Dataset
+from logsnr.train.method import Batch, Dataset
+from logsnr.worlds.captioned import draw_captions
+from logsnr.worlds.load import World
+from logsnr.worlds.recipe import world_latents
 
 _BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
 _MIDDLE = 0.74
@@ -51,6 +56,24 @@ def consistency_train(
     module.load_state_dict(next(iter(method.averages.values())).network.state_dict())
     pipe.scheduler = scheduler
     return pipe
+
+
+def train_on_world(
+    pipe: Pipeline, world: World, config: ConsistencyConfig, cache: Path
+) -> Generator[Progress, None, Pipeline]:
+    """``consistency_train`` on the real images of a world, captions drawn anew each step; latents are cached.
+
+    Raises:
+        MissingError: the images are not installed.
+    """
+    data = world.source.training()
+    found, factors = world_latents(pipe.vae, data.train, cache=cache), data.factors()
+    latents = replace(found, latents=found.latents * found.std * pipe.vae.config.scaling_factor)
+
+    def condition(batch: Batch) -> Tree:
+        return encode_prompts(pipe, draw_captions(data.captions, factors, batch), guided=False).values
+
+    return consistency_train(pipe, latents, config, condition=condition)
 
 
 def check_trainable(pipe: Pipeline, config: ConsistencyConfig) -> None:
