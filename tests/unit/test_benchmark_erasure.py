@@ -13,6 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import erasure
+import erasure_attacks
 import erasure_panels
 import erasure_parts
 import erasure_report
@@ -21,6 +22,7 @@ import erasure_tasks
 import erasure_verdicts
 from erasure_runs import Run, at_level, difference, kept_at, relative
 
+from logsnr.attacks.config import ATTACKS
 from logsnr.data.captions import Captions
 from logsnr.data.emoji import emoji_captions, held_out_pairs
 from logsnr.data.fashion import NAMES
@@ -211,3 +213,7 @@ def test_a_task_of_styles_says_nothing_of_the_erased_one() -> None:
     objects = erasure_tasks.task_of(emoji_captions(), ("a fox",), 0, informed=True)
     assert not {"a fox"} & {*objects.prompts, *objects.words}
     assert len(objects.prompts) < 9000
+
+
+def test_every_attack_has_a_budget() -> None:
+    assert set(erasure_attacks.BUDGETS) == set(ATTACKS)
