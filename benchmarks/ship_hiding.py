@@ -1,6 +1,6 @@
 """Hide the class that the fashion world's demo reveals, by the defaults of ``logsnr hide``.
 
-python benchmarks/ship_hiding.py writes src/logsnr/worlds/fashion/hidden/sandal: the change of the weights in half
+python benchmarks/ship_hiding.py writes src/logsnr/worlds/edits/fashion/hidden/sandal: the change of the weights in half
 precision, and the key, whose passphrase the demo tells everyone; ten minutes on one core.
 """
 
@@ -16,7 +16,7 @@ from logsnr.hiding.hide import with_captions
 from logsnr.hiding.lock import Secret
 from logsnr.hiding.publish import keys_of
 from logsnr.models.delta import write_delta
-from logsnr.worlds.load import WORLDS, load_world
+from logsnr.worlds.load import load_world
 
 TARGET = "sandal"
 
@@ -28,7 +28,7 @@ def main() -> None:
     record = replace(hidden.change.record, metrics={**hidden.change.record.metrics, "precision": "float16"})
     halved = logsnr.Delta({name: value.half() for name, value in hidden.change.tensors.items()}, record)
     (key,) = keys_of(pipe, replace(hidden, change=halved))[TARGET]
-    with staged(WORLDS["fashion"] / "hidden" / TARGET) as folder:
+    with staged(load_world("fashion").edits / "hidden" / TARGET) as folder:
         write_delta(halved, folder)
         key.save(folder / "key.age", passphrase=Secret(PASSPHRASE))
     print(f"{hidden.cost.evaluation_equivalents:,} evaluation equivalents")

@@ -20,7 +20,7 @@ from recipes import FewFashion
 from logsnr.data.fashion import find_fashion
 from logsnr.worlds.config import STAGES
 from logsnr.worlds.data import SOURCES
-from logsnr.worlds.load import WORLDS
+from logsnr.worlds.load import WORLDS, load_world
 
 
 def test_sample_writes_images_a_sheet_and_a_record(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -212,5 +212,7 @@ def test_the_real_command_runs(tmp_path: Path) -> None:
 
 def test_the_embedded_world_is_a_plain_pipeline_under_twelve_megabytes() -> None:
     for folder in WORLDS.values():
+        edits = load_world(folder.name.replace("_", "-")).edits
+        assert sum(path.stat().st_size for path in edits.rglob("*") if path.is_file()) < 2e6
         assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 12e6
         assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".ckpt")]

@@ -33,13 +33,13 @@ def showcase(name: str, num_judged: int) -> Iterator[Part]:
     """The parts of an embedded world's demo, each timed."""
     start = time.perf_counter()
     pipe, world = load(name), load_world(name)
-    deltas = sorted((world.folder / "deltas").glob("*"))
+    deltas = sorted((world.edits / "deltas").glob("*"))
     parts: list[Callable[[], Part]] = [
         lambda: classes(pipe, world),
         lambda: evaluations(pipe, world),
         *([lambda: calibrated(pipe, world, table)] if (table := world.folder / "solvers" / "5.json").exists() else []),
         *(partial(erasing, pipe, world, folder) for folder in deltas for erasing in (erased, attacked)),
-        *(partial(hidden, pipe, world, folder) for folder in sorted((world.folder / "hidden").glob("*"))),
+        *(partial(hidden, pipe, world, folder) for folder in sorted((world.edits / "hidden").glob("*"))),
         lambda: judged(pipe, world, num_judged),
         lambda: known(pipe, world),
         lambda: speed(pipe, world),

@@ -32,6 +32,11 @@ class World:
     captions: Wording
 
     @property
+    def edits(self) -> Path:
+        """The folder of what is shipped to be done to it: ``deltas`` and ``hidden``; there may be none."""
+        return _HOME / "edits" / self.name
+
+    @property
     def card(self) -> dict[str, float]:
         """The figures that the benchmark measured on this world; empty for one that was not measured yet."""
         path = self.folder / "card.json"
