@@ -1,22 +1,23 @@
 """A few-step `fashion`: one and two calls of a consistency model beside its teacher with 1 to 20.
 
-    python benchmarks/consistency_few.py train [--seed 0] [--steps 3000] [--start-from teacher] [--tune '{...}']
+    python benchmarks/consistency_few.py levels --seed 100 [--steps 3000] [--start-from teacher]
+    python benchmarks/consistency_few.py train --seed 0 [--steps 3000] [--start-from teacher]
+    python benchmarks/consistency_few.py look --seed 100 --options '{...}'
     python benchmarks/consistency_few.py teacher
-    python benchmarks/consistency_few.py levels --seed 100
 
-``train`` makes a model and measures it at its levels and guidance, which ``levels`` chose on a seed and images that are
-not reported; ``teacher`` measures the teacher at 1, 2, 4, 8 and 20 evaluations by the solvers that were best on those
-images. Accuracies are the second judge's; distances are Frechet distances in its features, of 10,000 images to the
-training images. What is done is kept in results/consistency/; models go to runs/. ``--tune`` changes options, looks at
-2,000 images, and keeps nothing.
+``levels`` chooses guidance and the level of the second call, by a model of a seed and on images that are not reported;
+``train`` makes a model of the same configuration and measures it there; ``teacher`` measures the teacher at 1, 2, 4, 8
+and 20 evaluations by the solvers that were best on those images. Accuracies are the second judge's; distances are
+Frechet distances in its features, of 10,000 images to the training images. What is done is kept in
+results/consistency/; models go to runs/. ``look`` tries other options on 2,000 images, and keeps nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,12 @@ from logsnr.consistency.train import train_on_world
 from logsnr.core.artifact import write_json
 from logsnr.core.config import from_dict, to_dict
 from logsnr.solvers.config import SampleConfig
+from logsnr.train.trackers import last_seconds
 from logsnr.worlds.load import WORLDS, load_world
 
 KEPT, WORK = RESULTS / "consistency", Path("runs") / "consistency"
-SEED = 1000
-"""Added to the seeds of runs; 100 and up are for tuning."""
+SEED, TUNED = 1000, 100
+"""Added to the seeds of runs; those from 100 on are for tuning."""
 GUIDANCE = (1.0, 1.5, 2.0)
 MIDDLE = (0.34, 0.5, 0.74, 1.06, 1.48, 2.8, 5.0)
 """Levels of the second call that are tried, for latents of unit deviation; the paper's grid is for 1/2."""
@@ -51,27 +53,28 @@ def config_of(seed: int, steps: int, start_from: str, changes: dict[str, Any]) -
 
 
 def trained(config: ConsistencyConfig, place: Path) -> tuple[Any, float]:
-    """The pipeline, and the seconds that its training took; what was cut goes on."""
+    """The pipeline, and the seconds that its steps took over all legs; what was cut goes on."""
     torch.set_num_threads(1)
-    start, world, pipe = time.monotonic(), load_world("fashion"), logsnr.load("fashion")
+    world, pipe, seconds = load_world("fashion"), logsnr.load("fashion"), 0.0
     config = replace(config, run=replace(config.run, out=place / "work", resume=(place / "work").exists()))
-    steps = train_on_world(pipe, world, config, WORK / "latents.safetensors")
+    steps = train_on_world(pipe, world, config, WORK)
     while True:
         try:
             found = next(steps)
         except StopIteration as ended:
-            return ended.value, time.monotonic() - start
+            return ended.value, seconds or last_seconds(place / "work" / "log.jsonl")
+        seconds = found.seconds
         if found.step % 250 == 0:
             print(found.step, round(found.seconds), found.logs, flush=True)
 
 
-def of_model(bench: Bench, chosen: dict[str, Any], *, look: bool) -> list[dict[str, Any]]:
+def of_model(bench: Bench, chosen: dict[str, Any]) -> list[dict[str, Any]]:
     """One and two calls at the chosen guidance and level."""
-    rows = []
+    rows, config = [], replace(REPORTED, first_seed=40_000)
     for calls in (1, 2):
-        sampling = SampleConfig(steps=calls, guidance_scale=chosen[f"guidance_{calls}"])
         bench.pipe.scheduler.register_to_config(middle_sigmas=[[chosen["middle"]]])
-        rows.append(bench.row(f"{calls} calls", sampling, TUNING if look else replace(REPORTED, first_seed=40_000)))
+        sampling = SampleConfig(steps=calls, guidance_scale=chosen[f"guidance_{calls}"])
+        rows.append(bench.row(f"{calls} calls", sampling, config))
     return rows
 
 
@@ -100,7 +103,9 @@ def teacher(bench: Bench) -> list[dict[str, Any]]:
         for w in GUIDANCE:
             plain = SampleConfig(steps=calls, guidance_scale=w)
             tables = [WORLDS["fashion"] / "solvers" / f"{calls}.json"] if w == 2.0 else []
-            ways = [plain, replace(plain, grid="log-snr"), replace(plain, grid="karras"), replace(plain, order=3)]
+            grids = ("scheduler", "log-snr", "log-snr-early", "karras", "tangent")
+            ways = [replace(plain, grid=grid, order=order) for grid in grids for order in (1, 2)]
+            ways += [replace(plain, order=3), replace(plain, corrector=True)]
             ways += [SampleConfig(solver=str(table), guidance_scale=w) for table in tables if table.exists()]
             looks |= {way: bench.row(f"look {calls}", way, TUNING)["frechet_distance"] for way in ways}
         best = min(looks, key=lambda way: looks[way])
@@ -110,29 +115,46 @@ def teacher(bench: Bench) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["train", "teacher", "levels"])
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("what", choices=["levels", "train", "look", "teacher"])
+    parser.add_argument("--seed", type=int)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--start-from", choices=["teacher", "scratch"], default="teacher")
-    parser.add_argument("--tune", metavar="JSON")
+    parser.add_argument("--options", metavar="JSON", default="{}")
     chosen = parser.parse_args()
+    tuning = chosen.what in ("levels", "look")
+    if chosen.what != "teacher" and (chosen.seed is None or (chosen.seed >= TUNED) != tuning):
+        parser.error(f"levels and look need a --seed from {TUNED} on, train one below")
+    if chosen.options != "{}" and chosen.what != "look":
+        parser.error("--options is for look")
     bench = Bench("fashion")
     if chosen.what == "teacher":
         write_json(KEPT / "teacher.json", {"rows": teacher(bench)})
         return
-    changes = json.loads(chosen.tune or "{}")
-    config = config_of(chosen.seed, chosen.steps, chosen.start_from, changes)
-    name = f"few-{chosen.start_from}-{chosen.seed}" + (f"-{abs(hash(chosen.tune)):x}" if chosen.tune else "")
-    bench.pipe, seconds = trained(config, WORK / name)
-    if chosen.what == "levels":
-        write_json(KEPT / f"levels-{chosen.start_from}.json", {"seed": chosen.seed, **choose(bench)})
+    config = config_of(chosen.seed, chosen.steps, chosen.start_from, json.loads(chosen.options))
+    told = hashlib.sha256(json.dumps(recipe(config), sort_keys=True).encode()).hexdigest()[:12]
+    bench.pipe, seconds = trained(config, WORK / f"{told}-{chosen.seed}")
+    place = KEPT / f"levels-{chosen.start_from}.json"
+    if chosen.what == "train":
+        levels = json.loads(place.read_text())
+        if levels["recipe"] != told:
+            parser.error(f"{place} chose levels for another recipe: run levels for this one first")
+        row = {"recipe": told, "config": recipe(config), "seed": chosen.seed, "train_seconds": seconds}
+        write_json(KEPT / f"few-{chosen.start_from}-{chosen.seed}.json", {**row, "rows": of_model(bench, levels)})
+        bench.pipe.save_pretrained(WORK / f"few-{chosen.start_from}-{chosen.seed}")
         return
-    levels = json.loads((KEPT / f"levels-{chosen.start_from}.json").read_text()) if not chosen.tune else choose(bench)
-    rows = of_model(bench, levels, look=bool(chosen.tune))
-    if not chosen.tune:
-        told = {"config": asdict(config) | {"run": to_dict(config.run)}, "seed": chosen.seed, "train_seconds": seconds}
-        write_json(KEPT / f"{name}.json", {**told, "levels": levels, "rows": rows})
-        bench.pipe.save_pretrained(WORK / name / "pipeline")
+    found = {"recipe": told, "seed": chosen.seed, **choose(bench)}
+    print(json.dumps(found), round(seconds), flush=True)
+    if chosen.what == "levels":
+        write_json(place, found)
+
+
+def recipe(config: ConsistencyConfig) -> dict[str, Any]:
+    """What is the same in runs of other seeds."""
+    found = to_dict(config)
+    return {
+        **found,
+        "run": {name: value for name, value in found["run"].items() if name not in ("seed", "out", "resume")},
+    }
 
 
 if __name__ == "__main__":

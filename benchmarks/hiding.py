@@ -1,6 +1,6 @@
 """Hiding on `fashion`: what is hidden, what a key brings back, what others keep, and what wrong keys open.
 
-    python benchmarks/hiding.py [--arms balanced ...] [--cells "ankle boot" ...] [--seeds 0 1 2] [--tune]
+    python benchmarks/hiding.py [--arms balanced ...] [--cells boot ...] [--seeds 0 1 2] [--tune]
 
 A cell is one hidden class, or several under a key each. Figures are the second judge's on held-out templates and fresh
 seeds, of 500 images of the hidden class and 100 of each other; look-alikes are among those that are kept. Beside them
@@ -123,6 +123,8 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true")
     chosen = parser.parse_args()
     cells = TUNED if chosen.tune else CELLS
+    if wrong := set(chosen.cells or ()) - cells.keys():
+        parser.error(f"{min(wrong)} is {'not' if chosen.tune else 'only'} for --tune")
     for seed in chosen.seeds:
         for cell in chosen.cells or cells:
             for arm in chosen.arms:

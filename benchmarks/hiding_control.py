@@ -52,7 +52,7 @@ def recipe_of(steps: int) -> Recipe:
 
 def train(name: str, target: str, steps: int, *, resume: bool = False) -> None:
     """Train a base and put its pipeline, without the judges, where the study finds it."""
-    out = WORK / name
+    out = WORK / f"{name}-{target}".replace(" ", "-")
     for part, stage in KEPT.items():
         if not (out / stage).exists():
             with staged(out / stage) as folder:

@@ -64,6 +64,9 @@ def test_resumed_it_is_the_same(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     code, _, err = called(capsys, *common, "--out", str(tmp_path / "again"))
     assert code == 2
     assert "add --resume" in err
+    code, _, err = called(capsys, *common, "--out", str(tmp_path / "again"), "--resume", "--preset", "ict")
+    assert code == 2
+    assert "other settings" in err
     result(capsys, *common, "--out", str(tmp_path / "again"), "--resume")
     files = [tmp_path / run / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors" for run in ("whole", "again")]
     whole, again = (load_tensors(path) for path in files)
@@ -76,13 +79,17 @@ def test_resumed_it_is_the_same(capsys: pytest.CaptureFixture[str], tmp_path: Pa
         (["--start-levels", "8", "--end-levels", "4"], "must rise"),
         (["--start-levels", "2", "--end-levels", "640"], "too few for"),
         ([*STAGES, "--preset", "lct"], "there is no preset"),
-        ([*STAGES, "--preset", "slct"], "cannot hold the norm"),
+        ([*STAGES, "--config", "{folder}/far.json"], "leave no noise"),
+        ([*STAGES, "--config", "{folder}/norm.json"], "cannot hold the norm"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(
     options: list[str], match: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    code, out, err = called(capsys, *TRAIN, *options, "--out", str(tmp_path / "out"))
+    (tmp_path / "far.json").write_text('{"sigma_min": 20.0}')
+    (tmp_path / "norm.json").write_text('{"norm": "nsln"}')
+    given = [option.format(folder=tmp_path) for option in options]
+    code, out, err = called(capsys, *TRAIN, *given, "--out", str(tmp_path / "out"))
     assert (code, out) == (2, "")
     assert match in err
     assert len(err.strip().splitlines()) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -86,9 +87,9 @@ def test_a_step_is_its_formula() -> None:
     m = (student - target).square().flatten(1).mean(1)
     expected = ((1 + m / (2 * 0.2**2)).log() / (s - r).flatten()).mean()
     low = s.flatten() <= made.stage(5).levels.sigmas[3] * 1.0001
-    if low.any():
-        errors = (student - x0).square().flatten(1).mean(1) * (s.flatten() ** -2 + 4)
-        expected = expected + 5 * errors[low].mean()
+    assert low.any()
+    errors = (student - x0).square().flatten(1).mean(1) * (s.flatten() ** -2 + 4)
+    expected = expected + 5 * errors[low].sum() / (8 * made.stage(5).low)
     assert float(value.detach()) == pytest.approx(float(expected.detach()), rel=1e-3)
     names = [name for name, _ in network.named_parameters()]
     grads = [torch.autograd.grad(found, list(network.parameters())) for found in (value, expected)]
@@ -146,24 +147,78 @@ class TestScales:
         assert made.scale(5, batch()["latent"]) == found
         assert made.scale(9, batch()["latent"]) != found
 
-    def test_by_the_fit_it_follows_the_number_of_levels_and_the_size_of_data(self) -> None:
+    def test_by_the_fit_it_follows_the_number_of_levels_and_by_the_root_the_size(self) -> None:
         like = batch()["latent"]
         assert method(config(scale="fit")).scale(17, like) == pytest.approx(fitted_scale(17))
-        assert method(config(scale="fit", sigma_data=1.0)).scale(17, like) == pytest.approx(2 * fitted_scale(17))
+        rooted = method(config(scale="root-size", scale_value=0.00054)).scale(17, like)
+        assert rooted == pytest.approx(0.00054 * 32**0.5)
         summed = method(config(scale="fit", reduction="sum")).scale(17, like)
         assert summed == pytest.approx(fitted_scale(17) * 32**0.5)
 
 
 def test_coupling_changes_noise_within_classes_alone() -> None:
-    plain, labels = method(config(coupling="plain", scale="constant")), method(config(coupling="labels"))
-    labels.scales[5] = 1.0
-    seen = []
-    for made in (method(config(scale="constant")), plain, labels):
-        made.loss(batch(), 0)
-        network: Any = made.module
-        seen.append(network.seen[0][0])
-    assert not torch.equal(seen[0], seen[1])
-    assert not torch.equal(seen[1], seen[2])
+    def noises(coupling: Any) -> Tensor:
+        return method(config(coupling=coupling))._coupled(batch())[1]
+
+    off, plain, labels = (noises(coupling) for coupling in ("off", "plain", "labels"))
+    same = (plain[:, None] == off[None]).flatten(2).all(2)
+    assert same.sum(0).tolist() == [1] * 8, "a permutation"
+    inside = (labels[:, None] == off[None]).flatten(2).all(2).int().argmax(1)
+    assert not torch.equal(inside, torch.arange(8)), "noise has moved"
+    assert torch.equal(batch()["label"][inside], batch()["label"]), "inside its class"
+    assert not torch.equal(plain, labels)
+
+
+def test_a_step_does_not_depend_on_how_it_is_cut() -> None:
+    made = method(config(scale="constant", scale_value=0.2))
+    whole = made.loss(batch(), 0).value
+    parts = []
+    for row in range(8):
+        cut = Batch(Latents().take(torch.tensor([row])), slice(row, row + 1), 8, (3, 0), torch.device("cpu"))
+        parts.append(made.loss(cut, 0).value)
+    assert float(torch.stack(parts).mean().detach()) == pytest.approx(float(whole.detach()), rel=1e-5)
+
+
+def test_a_loss_that_is_not_finite_changes_nothing_and_is_counted() -> None:
+    chosen = config(steps=6, scale="constant")
+    made, data = method(chosen), Latents()
+    for progress in fit(made, data, chosen.run):
+        before = [p.detach().clone() for p in made.module.parameters()]
+        data.latent[:] = float("inf") if progress.step in (2, 3) else Latents().latent
+        if progress.step in (3, 4):
+            assert progress.logs["skipped"] == progress.step - 2
+    assert made.skipped == 2
+    assert all(torch.isfinite(p).all() for p in before)
+
+
+@pytest.mark.parametrize("change", [{"penalty": "huber"}, {"averages": (0.5, 0.9)}, {"sigma_max": 40.0}])
+def test_a_run_of_other_settings_does_not_go_on(change: Any, tmp_path: Path) -> None:
+    chosen = config(steps=4, averages=(0.5,))
+    run = fit(method(chosen), Latents(), replace(chosen.run, out=tmp_path))
+    next(run)
+    run.close()
+    other = replace(chosen, **change)
+    with pytest.raises(InputError, match="other settings"):
+        next(fit(method(other), Latents(), replace(other.run, out=tmp_path, resume=True)))
+
+
+@pytest.mark.parametrize("scale", ["constant", "fit", "online"])
+def test_data_of_another_deviation_have_the_same_loss(scale: Any) -> None:
+    """x2 data, levels and output of a scaled network: every term is what it was for deviation 1/2."""
+    twice = Latents()
+    twice.latent = 2 * twice.latent
+    wide = {**CM, "sigma_min": 0.004, "sigma_max": 160.0, "sigma_data": 1.0}
+    narrow = config(scale=scale, scale_value=0.3)
+    broad = replace(narrow, sigma_min=0.004, sigma_max=160.0, sigma_data=1.0, level_mean=-1.1 + math.log(2))
+    network = Tiny()
+    shifted = lambda x, times: network(x, times - 250 * math.log(2))  # noqa: E731  the same noise for it
+    first = ConsistencyMethod(network, network, CM, Latents(), narrow)
+    second = ConsistencyMethod(network, shifted, wide, twice, broad)
+    double = Batch(twice.take(torch.arange(8)), slice(0, 8), 8, (3, 0), torch.device("cpu"))
+    one, two = first.loss(batch(), 0), second.loss(double, 0)
+    assert float(two.logs["consistency"]) == pytest.approx(float(one.logs["consistency"]), rel=1e-4)
+    assert float(two.logs["denoising"]) == pytest.approx(float(one.logs["denoising"]), rel=1e-4)
+    assert float(two.logs["scale_share"]) == pytest.approx(float(one.logs["scale_share"]), rel=1e-4)
 
 
 def test_averages_follow_and_are_written(tmp_path: Path) -> None:
@@ -199,9 +254,6 @@ def test_a_run_that_was_cut_in_a_stage_goes_on_exactly(tmp_path: Path) -> None:
     for ours, theirs in zip(whole.modules().values(), again.modules().values(), strict=True):
         for name, value in ours.state_dict().items():
             assert torch.equal(value, theirs.state_dict()[name]), name
-    longer = replace(chosen, run=replace(chosen.run, steps=24, out=tmp_path / "cut", resume=True))
-    with pytest.raises(InputError, match="other stages"):
-        next(fit(method(longer), Latents(), longer.run))
 
 
 @pytest.mark.parametrize(("change", "match"), [("nan", "not finite"), ("constant", "channel 1 of the latents")])
@@ -219,6 +271,9 @@ def test_latents_that_cannot_be_learned_are_refused(change: str, match: str) -> 
     ("options", "match"),
     [
         ({"sigma_min": 3.0, "sigma_max": 2.0}, "below sigma_max"),
+        ({"grid_exponent": 0.0}, "must be positive"),
+        ({"level_mean": 1000.0}, "usual ln sigma"),
+        ({"learning_rate": -1.0}, "learning_rate must be positive"),
         ({"scale_value": 0.0}, "must be positive"),
         ({"averages": (1.0,)}, "lie in"),
         ({"end_levels": 2}, "rise"),

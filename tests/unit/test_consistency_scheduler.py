@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ from diffusers import CMStochasticIterativeScheduler, UNet2DModel
 from pipelines import tiny_sd
 
 import logsnr
+from logsnr.consistency.config import ConsistencyConfig
 from logsnr.consistency.function import Levels, consistency_levels
 from logsnr.consistency.scheduler import ConsistencyScheduler
+from logsnr.consistency.train import of_unit_data, scheduler_of
 from logsnr.core.errors import InputError, UnsupportedError
 from logsnr.core.random import sample_noise
 from logsnr.models.pipeline import encode_prompts
@@ -180,12 +183,16 @@ class TestScheduler:
             x = scheduler.step(plain + 2.0 * (asked - plain), at, x).prev_sample
         assert torch.allclose(made.latents, x, atol=1e-4)
 
-    @pytest.mark.parametrize("options", [{"rho": 0.5}, {"corrector": True}])
+    @pytest.mark.parametrize("options", [{"rho": 0.5}, {"corrector": True}, {"order": 1}, {"grid": "log-snr"}])
     def test_other_solvers_are_refused(self, options: Any) -> None:
         pipe = tiny_sd()
         pipe.scheduler = ConsistencyScheduler(**{**VP, "prediction_type": "epsilon", "sigma_max": 14.0})
-        with pytest.raises(InputError, match="a solver of its own"):
+        with pytest.raises(InputError, match="levels and a solver of its own"):
             logsnr.sample(pipe, "a boot", config=logsnr.SampleConfig(steps=1, **options))
+        with pytest.raises(UnsupportedError, match="keep its ConsistencyScheduler"):
+            logsnr.SNRScheduler.from_config(pipe.scheduler.config)
+        with pytest.raises(UnsupportedError, match="keep its ConsistencyScheduler"):
+            logsnr.calibrate(pipe, ["a boot"], config=logsnr.CalibrateConfig(steps=1))
         with pytest.raises(UnsupportedError, match="no step weights"):
             logsnr.explain(pipe, config=logsnr.SampleConfig(steps=1))
 
@@ -202,6 +209,9 @@ class TestScheduler:
             ({}, {}, "pass one of them"),
             ({}, {"sigmas": [0.5, 3.0]}, "must fall"),
             ({}, {"sigmas": [80.0, 0.001]}, "must fall"),
+            ({}, {"sigmas": [90.0]}, "must fall"),
+            ({}, {"timesteps": [999, 0]}, "places of the grid"),
+            ({}, {"timesteps": [-1]}, "places of the grid"),
             ({"middle_sigmas": [[0.4, 0.2]]}, {"num_inference_steps": 1}, "2 calls need 1"),
             ({"middle_sigmas": [[90.0]]}, {"num_inference_steps": 1}, "must fall"),
         ],
@@ -215,3 +225,19 @@ class TestScheduler:
         scheduler.step(OUTPUT, scheduler.timesteps[0], X)
         with pytest.raises(InputError, match="no step left"):
             scheduler.step(OUTPUT, scheduler.timesteps[0], X)
+
+
+def test_of_a_teacher_the_levels_are_its_own() -> None:
+    config = ConsistencyConfig()
+    plain, zero = ({**VP, "rescale_betas_zero_snr": zero, "prediction_type": "v_prediction"} for zero in (False, True))
+    found = of_unit_data(config, plain)
+    assert (found.sigma_data, found.level_mean) == (1.0, pytest.approx(-1.1 + math.log(2)))
+    assert (found.sigma_min, found.sigma_max) == pytest.approx((0.02917, 14.61), rel=1e-3)
+    scratch = of_unit_data(replace(config, start_from="scratch"), plain)
+    assert (scratch.sigma_min, scratch.sigma_max) == pytest.approx((0.004, 160.0))
+    unbounded = of_unit_data(config, zero)
+    scheduler = scheduler_of(unbounded, zero)
+    assert scheduler.init_noise_sigma == pytest.approx(160.0)
+    assert float(scheduler.timesteps[0]) == pytest.approx(985.3, abs=0.1), "not 999, where the plain chain would end"
+    with pytest.raises(InputError, match="leave no noise"):
+        of_unit_data(replace(config, sigma_min=20.0), plain)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,8 @@ class Consistency(Console):
     model: Model
     """An embedded world (fashion, emoji) that predicts noise or v, or a folder that `logsnr train` made."""
     preset: str = "slct_small"
-    """slct_small (ours, for small latents), slct (the paper's), ict or ict_as_released (its baselines)."""
+    """slct_small (ours, for small latents), slct (the paper's but for its norm), ict or ict_as_released (its
+    baselines)."""
     config: Path | None = None
     """A JSON file of any options of ConsistencyConfig, over those of the preset; the options below come after it."""
     start_from: Literal["scratch", "teacher"] | None = None
@@ -57,6 +59,8 @@ class Consistency(Console):
         from logsnr.core.artifact import staged
         from logsnr.worlds.load import load, load_world
 
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InputError("consistency trains in one process: leave torchrun out")
         config, start = self._config(), time.monotonic()
         world, pipe = load_world(self.model), load(self.model)
         check_trainable(pipe, config)
@@ -65,7 +69,7 @@ class Consistency(Console):
             raise InputError(f"{self.out / 'pipeline'} is there already: choose another --out, or remove it first")
         if (self.out / "work").exists() and not self.resume:
             raise InputError(f"{self.out / 'work'} holds an unfinished run: add --resume, or choose another --out")
-        trained = self.follow(train_on_world(pipe, world, config, self.out / "latents.safetensors"))
+        trained = self.follow(train_on_world(pipe, world, config, self.out))
         if trained is None:
             return 130
         with staged(self.out / "pipeline") as folder:
@@ -82,12 +86,13 @@ class Consistency(Console):
         """The preset's options, then those of the file, then those given."""
         from logsnr.core.config import from_dict, read_json, to_dict
 
-        found = to_dict(consistency_preset(self.preset))
+        found = to_dict(consistency_preset(self.preset, norm="keep"))  # a pipeline's folder holds no other
         given: dict[str, Any] = read_json(self.config) if self.config else {}
         if not isinstance(given, dict) or not isinstance(given.get("run", {}), dict):
             raise InputError(f"{self.config} is no JSON object of options: write names and values of ConsistencyConfig")
         options = {name: getattr(self, name) for name in _OPTIONS if getattr(self, name) is not None}
         run = {name: getattr(self, name) for name in _RUN if getattr(self, name) is not None}
         merged = {**found, **given, **options, "run": {**found["run"], **given.get("run", {}), **run}}
-        merged["run"] |= {"resume": self.resume, "cpu": self.cpu, "out": str(self.out / "work")}
+        cpu = self.cpu or merged["run"]["cpu"]
+        merged["run"] |= {"resume": self.resume, "cpu": cpu, "out": str(self.out / "work")}
         return from_dict(ConsistencyConfig, merged)

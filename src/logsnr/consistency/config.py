@@ -12,11 +12,16 @@ Penalty = Literal["l2", "huber", "cauchy", "geman-mcclure"]
 Reduction = Literal["mean", "sum", "elements"]
 
 
+_FAR = 10.0
+"""How far ln sigma may be centred."""
+
+
 @dataclass(frozen=True)
 class ConsistencyConfig:
     """One training. ``consistency_preset`` has combinations with a name.
 
-    Noise levels, scales and ``level_mean`` are those of data whose deviation is ``sigma_data``.
+    Noise levels and ``level_mean`` are those of data whose deviation is ``sigma_data``; scales are those of deviation
+    1/2, whatever the data's.
     """
 
     start_from: Literal["scratch", "teacher"] = "teacher"
@@ -27,10 +32,11 @@ class ConsistencyConfig:
     """Whether that error is a mean or a sum; of elements, each is penalised alone."""
     normalisation: Literal["paper", "unit-curvature"] = "paper"
     """Whether penalties are as published, or all the squared error itself near zero."""
-    scale: Literal["constant", "fit", "online"] = "online"
-    """The penalty's scale c: one number, the authors' fit for each number of levels, or measured at each stage."""
+    scale: Literal["constant", "root-size", "fit", "online"] = "online"
+    """The penalty's scale c: one number, or times the root of a sample's size; the authors' fit for each number of
+    levels; or measured at each stage."""
     scale_value: float = 1.0
-    """constant: c itself, in units of the root of the error; fit and online: what the found c is multiplied by."""
+    """constant: c itself, in units of the root of the error; else what the found c is multiplied by."""
     denoising_weight: float = 5.0
     """Weight of the diffusion loss at low noise."""
     denoising_rate: float = 0.75
@@ -58,11 +64,18 @@ class ConsistencyConfig:
     averages: tuple[float, ...] = ()
     """Decays of the averages of weights; without any, one whose half-life is 3.4 % of the run."""
     learning_rate: float = 1e-4
+    weight_decay: float = 0.0
     run: FitConfig = field(default_factory=lambda: FitConfig(steps=6000, batch_size=64, warmup=0, clip=None))
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_min < self.sigma_max or self.sigma_data <= 0:
-            raise InputError("noise levels must be positive, sigma_min below sigma_max")
+        if not 0 < self.sigma_min < self.sigma_max or min(self.sigma_data, self.grid_exponent, self.level_std) <= 0:
+            raise InputError(
+                "noise levels, sigma_data, grid_exponent and level_std must be positive, sigma_min below sigma_max"
+            )
+        if self.learning_rate <= 0 or self.weight_decay < 0 or abs(self.level_mean) > _FAR:
+            raise InputError(
+                "learning_rate must be positive, weight_decay not negative, and level_mean a usual ln sigma"
+            )
         if self.scale_value <= 0 or self.denoising_weight < 0 or not 0 <= self.denoising_rate <= 1:
             raise InputError(
                 "scale_value must be positive, denoising_weight not negative, and denoising_rate in [0, 1]"
@@ -73,7 +86,7 @@ class ConsistencyConfig:
 
 CONSISTENCY_PRESETS: dict[str, dict[str, Any]] = {
     "slct_small": {"start_levels": 40},
-    "slct": {"scale": "fit", "coupling": "labels", "norm": "nsln", "start_from": "scratch"},
+    "slct": {"scale": "fit", "coupling": "labels", "norm": "nsln", "start_from": "scratch", "weight_decay": 1e-4},
     "ict": {
         "penalty": "huber",
         "scale": "constant",
@@ -81,13 +94,15 @@ CONSISTENCY_PRESETS: dict[str, dict[str, Any]] = {
         "denoising_weight": 0.0,
         "end_levels": 1280,
         "start_from": "scratch",
+        "weight_decay": 1e-4,
     },
     "ict_as_released": {
         "penalty": "huber",
-        "scale": "constant",
-        "scale_value": 0.03456,
+        "scale": "root-size",
+        "scale_value": 0.00054,
         "denoising_weight": 0.0,
         "start_from": "scratch",
+        "weight_decay": 1e-4,
     },
 }
 """Options by the name of a preset. ``ict`` has the scale of 2310.14189, 0.00054 sqrt(D) of a sum, in units of the mean;

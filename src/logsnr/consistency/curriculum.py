@@ -49,7 +49,7 @@ class Curriculum:
     @property
     def stage_length(self) -> int:
         """Steps of a stage; the last one has what is left."""
-        return max(1, int(self.steps / (math.log2(self.end // self.start) + 1)))
+        return self.steps // self.num_stages
 
     @property
     def num_stages(self) -> int:
@@ -80,15 +80,6 @@ def pair_weights(sigmas: Tensor) -> Tensor:
 def fitted_scale(num_levels: int) -> float:
     """The scale c(N) of the penalty that the authors fitted, of mean squared errors of data with deviation 1/2."""
     return math.exp(-1.15 * math.log(num_levels - 1) - 0.85)
-
-
-def nearer_sigma(sigma: Tensor, stage: int, *, base: float = 2.0, factor: float = 8.0, slope: float = 1.0) -> Tensor:
-    """The target's level under continuous times: sigma (1 - base^-(stage + 1) (1 + factor sigmoid(-slope sigma))).
-
-    At stage 0 high levels are paired with almost no noise, which is plain denoising (2406.14548).
-    """
-    share = base ** -(stage + 1) * (1 + factor * torch.sigmoid(-slope * sigma))
-    return (sigma * (1 - share)).clamp(min=0)
 
 
 def averaging_decay(steps: int, half_life: float = 0.034) -> float:

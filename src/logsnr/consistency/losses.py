@@ -67,11 +67,22 @@ def small_sigma_mask(places: Tensor, num_levels: int, rate: float = 0.75) -> Ten
     return places >= int(rate * num_levels)
 
 
-def denoising_loss(denoised: Tensor, x0: Tensor, sigma: Tensor, mask: Tensor, *, sigma_data: float = 0.5) -> Tensor:
+def denoising_loss(
+    denoised: Tensor,
+    x0: Tensor,
+    sigma: Tensor,
+    mask: Tensor,
+    *,
+    sigma_data: float = 0.5,
+    share: float | None = None,
+) -> Tensor:
     """The mean over masked samples of (1/sigma^2 + 1/sigma_data^2) times the mean squared error; 0 if none is masked.
 
-    ``denoised`` is what consistency training computes anyway at these levels (n,), so it costs no pass.
+    ``denoised`` is what consistency training computes anyway at these levels (n,), so it costs no pass. With a
+    ``share`` the sum is divided by that share of the rows, so many as are masked on average, in place of those that
+    are.
     """
     weights = (sigma**-2 + sigma_data**-2) * mask
     errors = (denoised - x0).square().flatten(1).mean(1)
-    return (weights * errors).sum() / mask.sum().clamp(min=1)
+    count = mask.sum().clamp(min=1) if share is None else max(share * len(mask), 1e-12)
+    return (weights * errors).sum() / count

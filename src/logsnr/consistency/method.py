@@ -3,12 +3,14 @@
     loss = E[penalty(f(x0 + s n, s) - sg f(x0 + r n, r)) / (s - r)] + w E_low[(1/s^2 + 1/d^2) |f(x0 + s n, s) - x0|^2]
 
 s and r are neighbours on a grid whose levels double in number from stage to stage. Target and student are the same
-weights, noise and dropout. Deviations: the scale c of the penalty may be measured at the start of a stage, on errors as
-they are then; a diffusion model can be the start, as in 2406.14548, whatever it predicts.
+weights, noise and dropout. The first term is computed as for data of deviation 1/2, whatever d is. Deviations: the
+scale c of the penalty may be measured at the start of a stage; the second term's mean is over the expected number of
+rows, so that a step does not depend on how it is cut; a diffusion model can be the start, whatever it predicts.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from logsnr.consistency.config import ConsistencyConfig
-from logsnr.consistency.coupling import couple
+from logsnr.consistency.coupling import correlation, couple
 from logsnr.consistency.curriculum import (
     Curriculum,
     averaging_decay,
@@ -29,6 +31,7 @@ from logsnr.consistency.curriculum import (
 from logsnr.consistency.function import Levels, consistency_levels
 from logsnr.consistency.losses import denoising_loss, penalise, small_sigma_mask
 from logsnr.core.artifact import save_tensors
+from logsnr.core.config import to_dict
 from logsnr.core.errors import InputError
 from logsnr.core.random import generator
 from logsnr.models.denoiser import Tree
@@ -69,27 +72,40 @@ class ConsistencyMethod:
         decays = config.averages or (averaging_decay(config.run.steps),)
         self.averages: dict[float, Average[nn.Module]] = {decay: averaged(module, decay) for decay in decays}
         self.scales: dict[int, float] = {}
+        self.skipped = 0
         self._stages: dict[int, _Stage] = {}
 
     def loss(self, batch: Batch, step: int) -> Loss:
+        """Both terms; a step whose loss is not finite is skipped and counted, for it would leave no weights."""
         stage = self.stage(self.curriculum.num_levels(step))
-        x0, noise = batch["latent"], batch.normal(*batch["latent"].shape[1:])
-        if self.config.coupling != "off":
-            labels = batch["label"] if self.config.coupling == "labels" else None
-            noise = noise[couple(x0, noise, labels)]
+        x0, noise = self._coupled(batch)
         places = stage.draw(batch.uniform())
-        cond = self.condition(batch) if self.condition else None
-        denoised, target = self._pair(stage, x0, noise, places, cond)
-        c = self.scale(stage.num_levels, denoised)
+        denoised, target = self._pair(stage, x0, noise, places, self.condition(batch) if self.condition else None)
+        difference, unit = denoised - target, 2 * self.config.sigma_data
+        c = self.scale(stage.num_levels, x0)
         options = {"reduction": self.config.reduction, "normalisation": self.config.normalisation}
-        errors = penalise(denoised - target, c, self.config.penalty, **options)
+        errors = penalise(difference / unit, c, self.config.penalty, **options)
         consistency = (stage.weights.to(errors)[places] * errors).mean()
-        sigma = stage.levels.sigmas.to(errors)[places]
         mask = small_sigma_mask(places, stage.num_levels, self.config.denoising_rate)
-        denoising = denoising_loss(denoised, x0, sigma, mask, sigma_data=self.config.sigma_data)
-        error = (denoised.detach() - target).square().mean().sqrt()
-        logs = {"consistency": consistency.detach(), "denoising": denoising.detach(), "scale_share": c / error}
-        return Loss(consistency + self.config.denoising_weight * denoising, logs)
+        sigma, data = stage.levels.sigmas.to(errors)[places], self.config.sigma_data
+        denoising = denoising_loss(denoised, x0, sigma, mask, sigma_data=data, share=stage.low)
+        value = consistency + self.config.denoising_weight * denoising
+        if not value.isfinite():
+            self.skipped += 1
+            value = torch.zeros_like(value, requires_grad=True)
+        size = self._root(x0) if self.config.reduction == "sum" else 1.0
+        share = c * unit / (difference.detach().square().mean().sqrt() * size)
+        logs = {"consistency": consistency.detach(), "denoising": denoising.detach(), "scale_share": share}
+        if self.config.coupling != "off":
+            logs["correlation"] = torch.tensor(correlation(x0, noise))
+        return Loss(value, {**logs, "skipped": torch.tensor(float(self.skipped))})
+
+    def _coupled(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Data, and noise of the batch in an order that lies close to it."""
+        x0, noise = batch["latent"], batch.normal(*batch["latent"].shape[1:])
+        if self.config.coupling == "off":
+            return x0, noise
+        return x0, noise[couple(x0, noise, batch["label"] if self.config.coupling == "labels" else None)]
 
     def _pair(
         self, stage: _Stage, x0: Tensor, noise: Tensor, places: Tensor, cond: Tree | None
@@ -109,33 +125,39 @@ class ConsistencyMethod:
         return self._stages[num_levels]
 
     def scale(self, num_levels: int, like: Tensor) -> float:
-        """The penalty's scale c of a stage; measured when the stage begins, and kept."""
-        found, root = self.config.scale_value, float(like[0].numel()) ** 0.5
-        if self.config.scale == "fit":
-            found *= fitted_scale(num_levels) * 2 * self.config.sigma_data
-        elif self.config.scale == "online":
+        """The penalty's scale c of a stage, for data of deviation 1/2; measured when the stage begins, and kept."""
+        found, kind = self.config.scale_value, self.config.scale
+        if kind == "constant":
+            return found
+        if kind == "fit":
+            found *= fitted_scale(num_levels)
+        elif kind == "online":
             if num_levels not in self.scales:
                 self.scales[num_levels] = max(self._measured(num_levels), 1e-6)
             found *= self.scales[num_levels]
-        return found * root if self.config.reduction == "sum" and self.config.scale != "constant" else found
+        if kind == "root-size" or self.config.reduction == "sum":
+            found *= self._root(like)
+        return found
+
+    def _root(self, like: Tensor) -> float:
+        return float(like[0].numel()) ** 0.5
 
     @torch.no_grad()
     def _measured(self, num_levels: int) -> float:
-        """The median root mean squared error of pairs as they are now."""
+        """The median root mean squared error of pairs as they are now, for data of deviation 1/2."""
         stage, draws, found = self.stage(num_levels), generator(self.config.run.seed, "scale", num_levels), []
-        training = self.module.training
+        training, device = self.module.training, next(self.module.parameters()).device
         self.module.eval()
         for turn in range(_MEASURED):
             rows = torch.randint(len(self.data), (_DRAWN,), generator=draws)
-            device = next(self.module.parameters()).device
             data = {name: value.to(device) for name, value in self.data.take(rows).items()}
             batch = Batch(data, slice(0, _DRAWN), _DRAWN, (self.config.run.seed, -1 - turn), device)
-            x0, noise = batch["latent"], batch.normal(*batch["latent"].shape[1:])
+            x0, noise = self._coupled(batch)
             cond = self.condition(batch) if self.condition else None
             denoised, target = self._pair(stage, x0, noise, stage.draw(batch.uniform()), cond)
             found.append((denoised - target).square().flatten(1).mean(1).sqrt())
         self.module.train(training)
-        return float(torch.cat(found).median())
+        return float(torch.cat(found).median()) / (2 * self.config.sigma_data)
 
     # What ``fit`` asks of a method
 
@@ -143,7 +165,8 @@ class ConsistencyMethod:
         return {"network": self.module, **{f"average_{decay}": each for decay, each in self.averages.items()}}
 
     def parameter_groups(self) -> list[Group]:
-        return [Group([p for p in self.module.parameters() if p.requires_grad], self.config.learning_rate)]
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        return [Group(trained, self.config.learning_rate, self.config.weight_decay)]
 
     def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         return torch.optim.RAdam(groups)
@@ -153,15 +176,22 @@ class ConsistencyMethod:
             average.update_parameters(self.module)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        stages = [self.config.start_levels, self.config.end_levels, self.config.run.steps]
         scales = {str(num_levels): value for num_levels, value in self.scales.items()}
-        return module_state(**self.modules()), {"scales": scales, "stages": stages}
+        values = {"scales": scales, "skipped": self.skipped, "settings": self._settings()}
+        return module_state(**self.modules()), values
+
+    def _settings(self) -> dict[str, Any]:
+        """All that a run's results depend on."""
+        found, told = to_dict(self.config), {k: v for k, v in self.levels.items() if not k.startswith("_")}
+        run = {name: found["run"][name] for name in ("steps", "batch_size", "seed", "warmup", "decay", "clip")}
+        return json.loads(json.dumps({**found, "run": run, "levels": told}))
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        if values["stages"] != self.state()[1]["stages"]:
-            raise InputError("the unfinished run has other stages: give the same ones, or choose another --out")
+        if values["settings"] != self._settings():
+            raise InputError("the unfinished run has other settings: give the same ones, or choose another --out")
         load_module_state(tensors, **self.modules())
         self.scales = {int(num_levels): value for num_levels, value in values["scales"].items()}
+        self.skipped = values["skipped"]
 
     def preview(self) -> Tensor | None:
         return self.show(next(iter(self.averages.values())).network) if self.show else None
@@ -179,8 +209,11 @@ class _Stage:
         sigmas, self.num_levels = sigma_grid(num_levels, **ends), num_levels
         boundary = Boundary(config.sigma_min, config.sigma_data)
         self.levels: Levels = consistency_levels(told, boundary, sigmas.tolist())
-        self.weights = pair_weights(sigmas)
-        self.chances = level_chances(sigmas, mean=config.level_mean, std=config.level_std).cumsum(0)
+        self.weights = pair_weights(sigmas / (2 * config.sigma_data))
+        chances = level_chances(sigmas, mean=config.level_mean, std=config.level_std)
+        self.chances = chances.cumsum(0)
+        low = small_sigma_mask(torch.arange(num_levels - 1), num_levels, config.denoising_rate)
+        self.low = float(chances[low].sum())
 
     def draw(self, uniform: Tensor) -> Tensor:
         """Places of the noisier level of pairs (n,), from uniform draws (n,)."""

@@ -52,6 +52,8 @@ class ConsistencyScheduler(SchedulerMixin, ConfigMixin):
         beta_end: float | None = None,
         beta_schedule: str | None = None,
         trained_betas: list[float] | None = None,
+        rescale_betas_zero_snr: bool = False,
+        snr_shift_scale: float | None = None,
         prediction_type: str = "consistency",
         sigma_min: float = 0.002,
         sigma_max: float = 80.0,
@@ -63,7 +65,7 @@ class ConsistencyScheduler(SchedulerMixin, ConfigMixin):
         for calls, middle in enumerate(middle_sigmas or [], 2):
             if len(middle) != calls - 1:
                 raise InputError(f"middle_sigmas has {len(middle)} levels where {calls} calls need {calls - 1}")
-            _check([sigma_max, *middle], sigma_min)
+            _check([sigma_max, *middle], sigma_min, sigma_max)
         self._boundary = Boundary(sigma_min, sigma_data)
         self.init_noise_sigma, self._seeds = sigma_max, list[int]()
         self.num_inference_steps: int | None = None
@@ -92,13 +94,15 @@ class ConsistencyScheduler(SchedulerMixin, ConfigMixin):
             InputError: nothing was asked for, there are no levels for so many calls, or they do not fall.
         """
         if timesteps is not None:
-            grid = self.grid()
-            sigmas = [grid[place] for place in sorted(timesteps)]
+            grid, places = self.grid(), sorted(int(place) for place in timesteps)
+            if not places or places[0] < 0 or places[-1] >= len(grid):
+                raise InputError(f"timesteps are places of the grid, 0 to {len(grid) - 1}, and not {list(timesteps)}")
+            sigmas = [grid[place] for place in places]
         elif sigmas is None:
             if num_inference_steps is None:
                 raise InputError("set_timesteps needs a number of steps, timesteps or sigmas: pass one of them")
             sigmas = [self.config["sigma_max"], *self._middle(num_inference_steps)]
-        _check(sigmas, self.config["sigma_min"])
+        _check(sigmas, self.config["sigma_min"], self.config["sigma_max"])
         self._levels = consistency_levels(self.config, self._boundary, sigmas)
         self.sigmas, self.num_inference_steps = torch.tensor([*sigmas, 0.0]), len(sigmas)
         self.timesteps = self._levels.timesteps.float().to(device)
@@ -177,7 +181,8 @@ class ConsistencyScheduler(SchedulerMixin, ConfigMixin):
         return self.config["num_train_timesteps"]
 
 
-def _check(sigmas: Sequence[float], least: float) -> None:
+def _check(sigmas: Sequence[float], least: float, most: float) -> None:
     falling = all(before > after for before, after in pairwise(sigmas))
-    if not sigmas or not falling or sigmas[-1] < least:
-        raise InputError(f"the noise levels {[float(f'{s:.4g}') for s in sigmas]} must fall, and stay above {least:g}")
+    if not sigmas or not falling or sigmas[-1] < least or sigmas[0] > most * (1 + 1e-6):
+        shown = [float(f"{s:.4g}") for s in sigmas]
+        raise InputError(f"the noise levels {shown} must fall, and stay between {least:.3g} and {most:.3g}")

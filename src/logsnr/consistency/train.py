@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import nn
 
 from logsnr.consistency.config import ConsistencyConfig
 from logsnr.consistency.curriculum import Curriculum
 from logsnr.consistency.method import Condition, ConsistencyMethod
 from logsnr.consistency.scheduler import ConsistencyScheduler
+from logsnr.core.artifact import staged
 from logsnr.core.errors import InputError, UnsupportedError
 from logsnr.models.denoiser import Tree
+from logsnr.models.fingerprint import fingerprint
 from logsnr.models.pipeline import Pipeline, check_pipeline, denoiser_of, encode_prompts, network_of
+from logsnr.schedules.origins import is_edm
 from logsnr.schedules.schedule import trained_range
 from logsnr.schedules.scheduler_config import from_scheduler_config, kind_of
+from logsnr.solvers.consistency import consistency_step
 from logsnr.train.loop import Progress, fit
 from logsnr.train.method import Batch, Dataset
 from logsnr.worlds.captioned import draw_captions
 from logsnr.worlds.load import World
 from logsnr.worlds.recipe import world_latents
 
-_BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
+_BETAS = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+    "snr_shift_scale",
+    "prediction_type",
+)
 _MIDDLE = 0.74
 """The level of the second call for latents of unit deviation, where nothing was searched: 0.37 for 1/2."""
 
@@ -37,7 +52,8 @@ def consistency_train(
 
     ``data`` has ``latent`` (n, channels, height, width) as the network sees them, of unit deviation; ``condition``
     gives the text of a batch's rows. In the end the network has its first average, and the pipeline a
-    ``ConsistencyScheduler``, which together sample with one call or two.
+    ``ConsistencyScheduler``, which together sample with one call or two. With an ``out`` in ``config.run`` all averages
+    are written to its folder ``averages``.
 
     Raises:
         InputError: latents that cannot be learned, a curriculum that does not fit, or a norm that no folder can hold.
@@ -45,6 +61,7 @@ def consistency_train(
     """
     check_trainable(pipe, config)
     config = of_unit_data(config, pipe.scheduler.config)
+    pipe.to(PartialState(cpu=config.run.cpu).device)
     own = pipe.scheduler.config if config.start_from == "teacher" else None
     scheduler = scheduler_of(config, own)
     module = network_of(pipe)
@@ -53,6 +70,9 @@ def consistency_train(
     network = denoiser_of(pipe).network
     method = ConsistencyMethod(module, network, scheduler.config, data, config, condition=condition)
     yield from fit(method, data, config.run)
+    if config.run.out and not (config.run.out / "averages").exists():
+        with staged(config.run.out / "averages") as folder:
+            method.export(folder)
     module.load_state_dict(next(iter(method.averages.values())).network.state_dict())
     pipe.scheduler = scheduler
     return pipe
@@ -61,13 +81,16 @@ def consistency_train(
 def train_on_world(
     pipe: Pipeline, world: World, config: ConsistencyConfig, cache: Path
 ) -> Generator[Progress, None, Pipeline]:
-    """``consistency_train`` on the real images of a world, captions drawn anew each step; latents are cached.
+    """``consistency_train`` on the real images of a world, captions drawn anew each step.
+
+    Latents are cached in the folder ``cache``, by the autoencoder that made them.
 
     Raises:
         MissingError: the images are not installed.
     """
     data = world.source.training()
-    found, factors = world_latents(pipe.vae, data.train, cache=cache), data.factors()
+    place = cache / f"latents-{fingerprint(pipe.vae)}.safetensors"
+    found, factors = world_latents(pipe.vae, data.train, cache=place), data.factors()
     latents = replace(found, latents=found.latents * found.std * pipe.vae.config.scaling_factor)
 
     def condition(batch: Batch) -> Tree:
@@ -79,21 +102,31 @@ def train_on_world(
 def check_trainable(pipe: Pipeline, config: ConsistencyConfig) -> None:
     """Refuse what cannot be trained, before any work; the errors are those of ``consistency_train``."""
     check_pipeline(pipe)
+    teacher = pipe.scheduler.config
     Curriculum(config.run.steps, config.start_levels, config.end_levels)
     if config.norm != "keep":
         raise InputError(f"a pipeline's folder cannot hold the norm {config.norm}: keep its own")
-    if kind_of(pipe.scheduler.config) == "flow":
+    if kind_of(teacher) == "flow":
         raise UnsupportedError("a flow pipeline tells its scheduler no scale of noise: take one of noise or v")
+    if is_edm(teacher) or consistency_step(teacher):
+        raise UnsupportedError("a network with EDM's preconditioning, or a consistency model, is no teacher here")
+    scheduler_of(of_unit_data(config, teacher), teacher if config.start_from == "teacher" else None)
 
 
 def of_unit_data(config: ConsistencyConfig, teacher: Mapping[str, Any]) -> ConsistencyConfig:
-    """The same training in units of latents of deviation 1; from a teacher, at its own levels only."""
+    """The same training in units of latents of deviation 1; from a teacher, at its own levels only.
+
+    Raises:
+        InputError: the teacher has none of these levels.
+    """
     factor = 1 / config.sigma_data
     most, least = config.sigma_max * factor, config.sigma_min * factor
     if config.start_from == "teacher":
-        low, high = (float(torch.tensor(-value / 2).exp()) for value in trained_range(from_scheduler_config(teacher)))
-        most, least = min(most, low), max(least, high)
-    mean = config.level_mean + float(torch.tensor(factor).log())
+        high, low = trained_range(from_scheduler_config(teacher))
+        most, least = min(most, math.exp(-high / 2)), max(least, math.exp(-low / 2))
+    if least >= most:
+        raise InputError(f"sigma_min and sigma_max leave no noise between {least:.3g} and {most:.3g}: take others")
+    mean = config.level_mean + math.log(factor)
     return replace(config, sigma_min=least, sigma_max=most, sigma_data=1.0, level_mean=mean)
 
 
@@ -102,7 +135,8 @@ def scheduler_of(config: ConsistencyConfig, teacher: Mapping[str, Any] | None) -
     kept = {} if teacher is None else {name: teacher[name] for name in _BETAS if teacher.get(name) is not None}
     names = ("sigma_min", "sigma_max", "sigma_data", "grid_exponent")
     levels = {name: getattr(config, name) for name in names}
-    return ConsistencyScheduler(**kept, **levels, num_levels=config.end_levels + 1, middle_sigmas=[[_MIDDLE]])
+    middle = [[_MIDDLE]] if config.sigma_min < _MIDDLE < config.sigma_max else []
+    return ConsistencyScheduler(**kept, **levels, num_levels=config.end_levels + 1, middle_sigmas=middle)
 
 
 def draw_anew(module: nn.Module, seed: int) -> None:

@@ -48,6 +48,11 @@ def is_edm(config: Mapping[str, Any]) -> bool:
     return ("sigma_schedule" in config and "sigma_data" in config) or is_consistency(config)
 
 
+def is_few_step(config: Mapping[str, Any]) -> bool:
+    """Whether the configuration is that of a ``ConsistencyScheduler``, of whatever network."""
+    return "middle_sigmas" in config
+
+
 def is_consistency(config: Mapping[str, Any]) -> bool:
     """Whether it is a consistency model of the original form, which is told 1000 times as much (2303.01469)."""
     return config.get("prediction_type") == "consistency"
@@ -56,7 +61,7 @@ def is_consistency(config: Mapping[str, Any]) -> bool:
 def edm_exponent(config: Mapping[str, Any]) -> float:
     """The exponent of an EDM network's grid: the rho of its own schedulers, elsewhere kept as grid_exponent."""
     kind = _kind_named(origin_of(config))
-    own = kind is not None and is_edm(parameters(kind))
+    own = kind is not None and _has_edm_rho(kind)
     return float(config.get("rho" if own else "grid_exponent", 7.0))
 
 
@@ -88,7 +93,7 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     kind = _kind_named(origin)
     defaults = {name: default for name, default in parameters(kind).items() if name not in config} if kind else {}
     settings = {**defaults, **{name: value for name, value in config.items() if not name.startswith("_")}}
-    if kind and is_edm(parameters(kind)):
+    if kind and _has_edm_rho(kind):
         settings["grid_exponent"] = settings.pop("rho")
     dropped = sorted(name for name in {*defaults, *unchosen} if name not in BETAS)
     return {**settings, "origin": origin, "origin_defaults": dropped}
@@ -128,6 +133,12 @@ def _check_network(name: str, options: Mapping[str, Any], config: Mapping[str, A
         network, fits = "networks with betas", has_betas
     if not fits:
         raise UnsupportedError(f"{name} is not for {network}: choose another preset, or a grid such as tangent")
+
+
+def _has_edm_rho(kind: Any) -> bool:
+    """Whether a scheduler class calls the exponent of EDM's grid rho."""
+    found = parameters(kind)
+    return "rho" in found and is_edm(found)
 
 
 def parameters(kind: Any) -> dict[str, Any]:

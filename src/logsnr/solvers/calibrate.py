@@ -26,6 +26,7 @@ from logsnr.models.fingerprint import fingerprint
 from logsnr.models.pipeline import Pipeline, denoiser_of, encode_prompts, latent_shape, network_of
 from logsnr.schedules.schedule import Schedule
 from logsnr.solvers.config import CalibrateConfig, SampleConfig
+from logsnr.solvers.consistency import consistency_step
 from logsnr.solvers.fit import Fit, Run, errors, grid_of, roll, to_table
 from logsnr.solvers.plan import plan_nodes, snap_nodes
 from logsnr.solvers.reference import Model, Progress, Reference, make_reference
@@ -109,8 +110,11 @@ def calibrate(
 
     Raises:
         InputError: no prompts, a configuration that does not fit, or a network that makes no samples to compare.
+        UnsupportedError: the network is a consistency model.
     """
     config = config or CalibrateConfig()
+    if consistency_step(pipe.scheduler.config):
+        raise UnsupportedError("a consistency model jumps to clean data: keep its ConsistencyScheduler")
     if not prompts:
         raise InputError("calibration needs prompts like those that will be served: give at least one")
     total = config.num_fit + config.num_selection + config.num_gate

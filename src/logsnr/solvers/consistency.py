@@ -10,6 +10,7 @@ from torch import Tensor
 
 from logsnr.core.types import Denoiser, Level
 from logsnr.schedules.boundary import Boundary
+from logsnr.schedules.origins import is_few_step
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,6 @@ class ConsistencyStep:
 
 def consistency_step(config: Mapping[str, Any]) -> ConsistencyStep | None:
     """The step of a pipeline with this scheduler configuration, if its network is a consistency model."""
-    if "middle_sigmas" not in config:
+    if not is_few_step(config):
         return None
     return ConsistencyStep(Boundary(config["sigma_min"], config["sigma_data"]))

@@ -111,8 +111,10 @@ def make_run(
         InputError: the table was made for another network or guidance, or there is one for a consistency model.
     """
     if step := consistency_step(pipe.scheduler.config):
-        if config.solver or config.corrector or config.rho != 0:
-            raise InputError("a consistency model has a solver of its own: drop --solver, --rho and --corrector")
+        own = SampleConfig()
+        names = ("solver", "rho", "corrector", "order", "variant", "grid")
+        if wrong := [name for name in names if getattr(config, name) != getattr(own, name)]:
+            raise InputError(f"a consistency model has levels and a solver of its own: drop {wrong[0]}")
         return make_grid(pipe, schedule, config), step
     if config.solver:
         table = load_table(config.solver)
