@@ -193,6 +193,9 @@ class TestScheduler:
             logsnr.SNRScheduler.from_config(pipe.scheduler.config)
         with pytest.raises(UnsupportedError, match="keep its ConsistencyScheduler"):
             logsnr.calibrate(pipe, ["a boot"], config=logsnr.CalibrateConfig(steps=1))
+        for edit in (logsnr.erase, logsnr.hide):
+            with pytest.raises(UnsupportedError, match="edit the model that it was trained from"):
+                edit(pipe, "boot")
         with pytest.raises(UnsupportedError, match="no step weights"):
             logsnr.explain(pipe, config=logsnr.SampleConfig(steps=1))
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from logsnr.core.errors import UnsupportedError
 from logsnr.core.types import Level
 from logsnr.models.adapters import attach_adapters, detach_adapters, merged_weights
 from logsnr.models.delta import Delta, DeltaRecord, check_editable, make_delta
@@ -16,6 +17,7 @@ from logsnr.models.denoiser import NetworkDenoiser, Tree, select_rows
 from logsnr.models.fingerprint import fingerprint
 from logsnr.models.parameters import select_parameters
 from logsnr.models.pipeline import Pipeline, component_of, denoiser_of, encode_prompts, latent_shape, network_of
+from logsnr.schedules.origins import is_few_step
 
 
 @dataclass
@@ -46,10 +48,12 @@ class Edited:
 
     Raises:
         InputError: the selection is empty.
-        UnsupportedError: the network is quantised or offloaded.
+        UnsupportedError: the network is quantised or offloaded, or a consistency model.
     """
 
     def __init__(self, pipe: Pipeline, modules: str | Iterable[str], *, adapter_rank: int | None = None, seed: int = 0):
+        if is_few_step(pipe.scheduler.config):
+            raise UnsupportedError("a consistency model jumps to clean data: edit the model that it was trained from")
         self.pipe, self.network, self.component = pipe, network_of(pipe), component_of(pipe)
         check_editable(self.network, self.component)
         self.base = fingerprint(self.network)
