@@ -10,6 +10,7 @@ from logsnr.train.config import FitConfig
 
 Penalty = Literal["l2", "huber", "cauchy", "geman-mcclure"]
 Reduction = Literal["mean", "sum", "elements"]
+Normalisation = Literal["paper", "unit-curvature"]
 
 
 _FAR = 10.0
@@ -30,7 +31,7 @@ class ConsistencyConfig:
     """How a sample's squared error counts: the larger it is, the less by huber, cauchy and geman-mcclure."""
     reduction: Reduction = "mean"
     """Whether that error is a mean or a sum; of elements, each is penalised alone."""
-    normalisation: Literal["paper", "unit-curvature"] = "paper"
+    normalisation: Normalisation = "paper"
     """Whether penalties are as published, or all the squared error itself near zero."""
     scale: Literal["constant", "root-size", "fit", "online"] = "online"
     """The penalty's scale c: one number, or times the root of a sample's size; the authors' fit for each number of

@@ -7,16 +7,14 @@ the pseudo-Huber scale 0.00054 sqrt(D) of a sum is 0.00054 of a mean. One family
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from logsnr.consistency.config import Normalisation, Penalty, Reduction
 from logsnr.core.errors import InputError
 
-Penalty = Literal["l2", "huber", "cauchy", "geman-mcclure"]
-Reduction = Literal["mean", "sum", "elements"]
-Normalisation = Literal["paper", "unit-curvature"]
 POWERS: dict[Penalty, float] = dict(zip(get_args(Penalty), (0.0, 0.5, 1.0, 2.0), strict=True))
 
 
