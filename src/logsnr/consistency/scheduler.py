@@ -18,7 +18,7 @@ from logsnr.consistency.curriculum import sigma_grid
 from logsnr.consistency.function import consistency_levels
 from logsnr.core.errors import InputError
 from logsnr.schedules.boundary import Boundary
-from logsnr.solvers.noise import step_noise
+from logsnr.solvers.noise import seeds_of_rows, step_noise
 
 
 @dataclass
@@ -172,10 +172,7 @@ class ConsistencyScheduler(SchedulerMixin, ConfigMixin):
     def _noise(self, index: int, like: Tensor, generator: Any) -> Tensor:
         if not self._seeds:
             return randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)
-        if len(like) % len(self._seeds):
-            raise InputError(f"{len(self._seeds)} seeds do not fit a batch of {len(like)}: set one seed a sample")
-        seeds = self._seeds * (len(like) // len(self._seeds))
-        return step_noise(seeds, like.shape[1:], index).to(like)
+        return step_noise(seeds_of_rows(self._seeds, len(like)), like.shape[1:], index).to(like)
 
     def __len__(self) -> int:
         return self.config["num_train_timesteps"]

@@ -30,6 +30,17 @@ def step_noise(seeds: Sequence[int], shape: Sequence[int], step: int) -> Tensor:
     return sample_noise(seeds, shape, stream=step)
 
 
+def seeds_of_rows(seeds: Sequence[int], rows: int) -> list[int]:
+    """Seeds for the rows of a batch, which may hold the samples several times over, as guidance does.
+
+    Raises:
+        InputError: the rows are no multiple of the seeds.
+    """
+    if rows % len(seeds):
+        raise InputError(f"{len(seeds)} seeds do not fit a batch of {rows}: set one seed a sample")
+    return list(seeds) * (rows // len(seeds))
+
+
 class BrownianNoise:
     """``step_noise`` of runs that share one Brownian path a seed, however many steps they take.
 

@@ -25,7 +25,7 @@ from logsnr.schedules.prediction import Kind, check_start
 from logsnr.schedules.schedule import Schedule, warn_outside
 from logsnr.solvers.exponential import Exponential, check_coarse
 from logsnr.solvers.limits import limit_of
-from logsnr.solvers.noise import seeds_of, step_noise
+from logsnr.solvers.noise import seeds_of, seeds_of_rows, step_noise
 from logsnr.solvers.presets import FROM_NOISE, PRESETS
 from logsnr.solvers.settings import make_noise, make_solver, merged
 from logsnr.solvers.table import ESTIMATES, load_table
@@ -323,9 +323,7 @@ class SNRScheduler(SchedulerMixin, ConfigMixin):
         if not self._seeds and self._draw is step_noise:
             return randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=torch.float32)
         seeds = self._seeds or seeds_of(generator, len(sample))
-        if len(sample) % len(seeds):
-            raise InputError(f"{len(seeds)} seeds do not fit a batch of {len(sample)}: set one seed a sample")
-        return self._draw(seeds * (len(sample) // len(seeds)), sample.shape[1:], index).to(sample.device)
+        return self._draw(seeds_of_rows(seeds, len(sample)), sample.shape[1:], index).to(sample.device)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """alpha * x0 + sigma * noise at timesteps (n,) of the network."""
