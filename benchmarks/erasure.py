@@ -3,11 +3,11 @@
     python benchmarks/erasure.py [--world fashion] [--arms EAP ESD ...] [--splits A A' ...] [--seeds 0 1 2]
                                  [--regime informed] [--quick]
 
-Every method has one knob of strength. A run looks at all strengths with the first judge on seeds and templates that are
-not reported, and then measures with the second judge, on held-out templates and fresh seeds, those strengths alone that
-bracket the levels of 90, 95 and 99 % of relative erasure. What is done is kept in results/erasure/, so that the whole
-(hours) can be made in pieces and by several processes. ``--quick`` is one split and one seed of five arms. Hypotheses
-and their tests: erasure_hypotheses.md.
+Every method has one knob of strength. A run looks at rising strengths, until the highest level is reached, with the
+first judge on seeds and templates that are not reported, and then measures with the second judge, on held-out templates
+and fresh seeds, those strengths alone that bracket the levels of 90, 95 and 99 % of relative erasure. What is done is
+kept in results/erasure/, so that the whole (hours) can be made in pieces and by several processes. ``--quick`` is one
+split and one seed of five arms. Hypotheses and their tests: erasure_hypotheses.md.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,17 @@ class Bench:
         judge: Judge = self.judges[what]
         return asked.read(judge, made.images)
 
+    def unedited(self, targets: Sequence[str], what: str) -> tuple[Panel, Judged]:
+        """What is asked for, and what the judge says of it; the first time, nothing may be edited yet."""
+        asked = panel(self.world, targets, held_out=what == "test")
+        key = (what, *asked.prompts)
+        if key not in self.before:
+            self.before[key] = self.judged(what, asked)
+        return asked, self.before[key]
+
     def measure(self, snapshot: Snapshot, targets: Sequence[str], what: str) -> dict[str, Any]:
         """The figures of an edit; the network comes back as it was."""
-        asked = panel(self.world, targets, held_out=what == "test")
-        before = self.before.get((what, *asked.prompts)) or self.judged(what, asked)
-        self.before[what, *asked.prompts] = before
+        asked, before = self.unedited(targets, what)
         own = dict(network_of(self.pipe).named_parameters())
         old = {name: own[name].detach().clone() for name in snapshot.tensors}
         with torch.no_grad():
@@ -91,9 +98,18 @@ def brackets(looks: Sequence[dict[str, Any]]) -> list[int]:
 def run(bench: Bench, arm: str, task: Task, regime: str, place: Path) -> dict[str, Any]:
     """One arm on one task: looks at every strength, and tests of those that matter."""
     start, captions = time.monotonic(), bench.world.captions
-    snapshots = list(ARMS[arm](bench.pipe, task))
-    trained = time.monotonic() - start
-    looks = [bench.measure(snapshot, task.targets, "look") for snapshot in snapshots]
+    bench.unedited(task.targets, "look")
+    snapshots: list[Snapshot] = []
+    looks: list[dict[str, Any]] = []
+    trained, last = 0.0, time.monotonic()
+    with closing(ARMS[arm](bench.pipe, task)) as strengths:
+        for snapshot in strengths:
+            trained += time.monotonic() - last
+            snapshots.append(snapshot)
+            looks.append(bench.measure(snapshot, task.targets, "look"))
+            if (looks[-1]["relative_esr1"] or 0) >= LEVELS[-1]:
+                break
+            last = time.monotonic()
     tests = [bench.measure(snapshots[found], task.targets, "test") for found in brackets(looks)]
     asked, (_, names, _) = panel(bench.world, task.targets, held_out=True), erased_classes(captions, task.targets)
     row = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -45,13 +45,13 @@ class Snapshot:
 
 def trained(
     name: str, *, protect: bool = False, nearest: bool = False, step: float = STEP, centers: int = 100, **changes: Any
-) -> Callable[[Any, Task], Iterator[Snapshot]]:
+) -> Callable[[Any, Task], Generator[Snapshot, None, None]]:
     """An arm that trains; its strengths are moments of one run.
 
     ``protect`` projects all that the task allows, ``nearest`` preserves the kept name that is nearest to a target.
     """
 
-    def run(pipe: Any, task: Task) -> Iterator[Snapshot]:
+    def run(pipe: Any, task: Task) -> Generator[Snapshot, None, None]:
         steps = SNAPSHOTS[-1]
         fixed = {"strength": step * steps, "candidates": task.candidates(centers)}
         if protect:
@@ -74,10 +74,10 @@ def trained(
     return run
 
 
-def closed(name: str, **changes: Any) -> Callable[[Any, Task], Iterator[Snapshot]]:
+def closed(name: str, **changes: Any) -> Callable[[Any, Task], Generator[Snapshot, None, None]]:
     """An arm in closed form; its strengths are weights of the targets."""
 
-    def run(pipe: Any, task: Task) -> Iterator[Snapshot]:
+    def run(pipe: Any, task: Task) -> Generator[Snapshot, None, None]:
         for scale in SCALES:
             config = replace(_config(name, task), closed_form_scale=scale, **changes)
             delta = erase(pipe, config=replace(config, run=replace(config.run, seed=task.seed)))
@@ -113,7 +113,7 @@ def _config(name: str, task: Task) -> EraseConfig:
     return config
 
 
-def noise(pipe: Any, task: Task) -> Iterator[Snapshot]:
+def noise(pipe: Any, task: Task) -> Generator[Snapshot, None, None]:
     """No method: random changes of the size that training makes, as a control of damage."""
     from logsnr.models.parameters import select_parameters
 
@@ -125,19 +125,19 @@ def noise(pipe: Any, task: Task) -> Iterator[Snapshot]:
         yield Snapshot(share, {name: value + share * size * change[name] for name, value in chosen.items()}, 0)
 
 
-def negative(pipe: Any, task: Task) -> Iterator[Snapshot]:
+def negative(pipe: Any, task: Task) -> Generator[Snapshot, None, None]:
     """No edit: images are sampled with the targets as the negative prompt, at rising guidance."""
     for scale in (1.5, 2.0, 3.0, 5.0, 7.5):
         yield Snapshot(scale, {}, 0, negative=", ".join(task.targets), guidance=scale)
 
 
-def safe(pipe: Any, task: Task) -> Iterator[Snapshot]:
+def safe(pipe: Any, task: Task) -> Generator[Snapshot, None, None]:
     """No edit: safe guidance (SLD) keeps away from the targets, in its four configurations."""
     for strength, name in enumerate(SAFE, 1):
         yield Snapshot(strength, {}, 0, negative=", ".join(task.targets), safe=name)
 
 
-ARMS: dict[str, Callable[[Any, Task], Iterator[Snapshot]]] = {
+ARMS: dict[str, Callable[[Any, Task], Generator[Snapshot, None, None]]] = {
     "EAP": trained("eap"),
     "ESD": trained("esd"),
     "ESD + x0": trained("esd-x0"),

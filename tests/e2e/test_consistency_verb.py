@@ -8,11 +8,13 @@ import pytest
 import torch
 from commands import called, result
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 from recipes import FewFashion
 
 from logsnr.consistency import method
 from logsnr.consistency.scheduler import ConsistencyScheduler
 from logsnr.core.artifact import load_tensors
+from logsnr.core.config import read_json
 from logsnr.worlds.data import SOURCES
 
 TRAIN = ["consistency", "train", "fashion", "--steps", "6", "--batch-size", "4", "--cpu", "--quiet"]
@@ -101,4 +103,53 @@ def test_a_flow_pipeline_is_refused(capsys: pytest.CaptureFixture[str], tmp_path
     code, _, err = called(capsys, *flow, *STAGES, "--out", str(tmp_path / "out"))
     assert code == 2
     assert "flow pipeline" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_report_is_a_table_a_picture_and_figures(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    options = ["--num-levels", "5", "--samples", "8", "--quiet", "--out", str(tmp_path)]
+    values = result(capsys, "consistency", "report", "fashion", *options)
+    assert len(values["levels"]) == 4
+    assert -2 < values["slope"] < 0
+    assert values["levels"][0]["sigma"] == pytest.approx(14.6, abs=0.1)
+    lines = (tmp_path / "differences.csv").read_text().splitlines()
+    assert lines[0].startswith("place,sigma,next_sigma,q1,median")
+    assert len(lines) == 5
+    with Image.open(values["plot"]) as picture:
+        assert picture.width > 1000
+    assert read_json(tmp_path / "differences.json") == values
+
+
+def test_the_best_second_level_is_found_and_kept(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    trained = result(capsys, *TRAIN, *STAGES, "--out", str(tmp_path / "few"))
+    search = ["consistency", "search-sigma", trained["model"], "--samples", "100", "--quiet"]
+    values = result(capsys, *search, "--sigmas", "10", "0.5", "--out", str(tmp_path / "best"))
+    tried = dict(values["tried"])
+    assert set(tried) == {10, 0.5}
+    assert values["frechet_distance"] == min(tried.values()) == tried[values["sigma"]]
+    pipe = StableDiffusionPipeline.from_pretrained(values["model"])
+    assert pipe.scheduler.config["middle_sigmas"] == [[values["sigma"]]]
+    code, _, err = called(capsys, *search, "--sigmas", "20", "--out", str(tmp_path / "far"))
+    assert code == 2
+    assert "is not between those of the model" in err
+    assert not (tmp_path / "far").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["search-sigma", "fashion"], "no second call to search"),
+        (["search-sigma", "fashion", "--samples", "9"], "at least 100"),
+        (["report", "fashion-flow"], "flow pipeline"),
+        (["report", "fashion", "--num-levels", "2"], "at least 3 levels"),
+        (["report", "fashion", "--preset", "lct"], "there is no preset"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(
+    words: list[str], match: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, out, err = called(capsys, "consistency", *words, "--quiet", "--out", str(tmp_path / "out"))
+    assert (code, out) == (2, "")
+    assert match in err
+    assert len(err.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()

@@ -139,7 +139,7 @@ class TestScales:
         for seed in range(40):
             draws = Batch(Latents().take(torch.arange(64)), slice(0, 64), 64, (seed, 1), torch.device("cpu"))
             noise = draws.normal(*SHAPE)
-            pair = made._pair(stage, draws["latent"], noise, stage.draw(draws.uniform()), None)
+            pair = made.pair(stage, draws["latent"], noise, stage.draw(draws.uniform()), None)
             errors.append((pair[0] - pair[1]).square().flatten(1).mean(1).sqrt().detach())
         assert made.scales[5] == pytest.approx(float(torch.cat(errors).median()), rel=0.1)
         with torch.no_grad():

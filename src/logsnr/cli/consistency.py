@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from logsnr.cli.consistency_measured import Report, SearchSigma
 from logsnr.cli.console import Console, Flag, Model, check_writable
 from logsnr.consistency.config import ConsistencyConfig, consistency_preset
 from logsnr.core.errors import InputError
@@ -19,11 +21,9 @@ _RUN = ("steps", "batch_size", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Consistency(Console):
+class TrainFew(Console):
     """Train a model that samples in one or two calls: neighbouring noise levels learn to agree on the clean sample."""
 
-    action: Annotated[Literal["train"], tyro.conf.Positional]
-    """train writes a pipeline to OUT/pipeline."""
     model: Model
     """An embedded world (fashion, emoji) that predicts noise or v, or a folder that `logsnr train` made."""
     preset: str = "slct_small"
@@ -96,3 +96,21 @@ class Consistency(Console):
         cpu = self.cpu or merged["run"]["cpu"]
         merged["run"] |= {"resume": self.resume, "cpu": cpu, "out": str(self.out / "work")}
         return from_dict(ConsistencyConfig, merged)
+
+
+_action = partial(tyro.conf.subcommand, prefix_name=False)
+Action = (
+    Annotated[TrainFew, _action("train")]
+    | Annotated[Report, _action("report")]
+    | Annotated[SearchSigma, _action("search-sigma")]
+)
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """Make and measure models that sample in one or two calls of their network."""
+
+    action: Annotated[Action, tyro.conf.arg(name="")]
+
+    def run(self) -> int:
+        return self.action.run()

@@ -73,14 +73,14 @@ class ConsistencyMethod:
         self.averages: dict[float, Average[nn.Module]] = {decay: averaged(module, decay) for decay in decays}
         self.scales: dict[int, float] = {}
         self.skipped = 0
-        self._stages: dict[int, _Stage] = {}
+        self._stages: dict[int, Stage] = {}
 
     def loss(self, batch: Batch, step: int) -> Loss:
         """Both terms; a step whose loss is not finite is skipped and counted, for it would leave no weights."""
         stage = self.stage(self.curriculum.num_levels(step))
         x0, noise = self._coupled(batch)
         places = stage.draw(batch.uniform())
-        denoised, target = self._pair(stage, x0, noise, places, self.condition(batch) if self.condition else None)
+        denoised, target = self.pair(stage, x0, noise, places, self.condition(batch) if self.condition else None)
         difference, unit = denoised - target, 2 * self.config.sigma_data
         c = self.scale(stage.num_levels, x0)
         options = {"reduction": self.config.reduction, "normalisation": self.config.normalisation}
@@ -96,9 +96,16 @@ class ConsistencyMethod:
         size = self._root(x0) if self.config.reduction == "sum" else 1.0
         share = c * unit / (difference.detach().square().mean().sqrt() * size)
         logs = {"consistency": consistency.detach(), "denoising": denoising.detach(), "scale_share": share}
+        logs |= self._pulls(denoised, consistency=consistency, denoising=denoising)
         if self.config.coupling != "off":
             logs["correlation"] = torch.tensor(correlation(x0, noise))
         return Loss(value, {**logs, "skipped": torch.tensor(float(self.skipped))})
+
+    def _pulls(self, denoised: Tensor, **terms: Tensor) -> dict[str, Tensor]:
+        """The norm of each term's gradient by the student's clean samples, as it is weighed: which of them rules."""
+        weights = {"consistency": 1.0, "denoising": self.config.denoising_weight}
+        pulls = {name: torch.autograd.grad(value, denoised, retain_graph=True)[0] for name, value in terms.items()}
+        return {f"{name}_gradient": weights[name] * pull.norm() for name, pull in pulls.items()}
 
     def _coupled(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Data, and noise of the batch in an order that lies close to it."""
@@ -107,9 +114,7 @@ class ConsistencyMethod:
             return x0, noise
         return x0, noise[couple(x0, noise, batch["label"] if self.config.coupling == "labels" else None)]
 
-    def _pair(
-        self, stage: _Stage, x0: Tensor, noise: Tensor, places: Tensor, cond: Tree | None
-    ) -> tuple[Tensor, Tensor]:
+    def pair(self, stage: Stage, x0: Tensor, noise: Tensor, places: Tensor, cond: Tree | None) -> tuple[Tensor, Tensor]:
         """The student's clean samples at the noisier levels, and the target's at their neighbours: one dropout mask."""
         devices = [x0.device] if x0.is_cuda else []
         with torch.random.fork_rng(devices=devices), torch.no_grad():
@@ -118,10 +123,10 @@ class ConsistencyMethod:
         noisier = x0 + stage.levels.sigma(places, x0) * noise
         return stage.levels(self.network, noisier, places, cond), target
 
-    def stage(self, num_levels: int) -> _Stage:
+    def stage(self, num_levels: int) -> Stage:
         """The grid of a stage."""
         if num_levels not in self._stages:
-            self._stages = {num_levels: _Stage(num_levels, self.levels, self.config)}
+            self._stages = {num_levels: Stage(num_levels, self.levels, self.config)}
         return self._stages[num_levels]
 
     def scale(self, num_levels: int, like: Tensor) -> float:
@@ -133,7 +138,7 @@ class ConsistencyMethod:
             found *= fitted_scale(num_levels)
         elif kind == "online":
             if num_levels not in self.scales:
-                self.scales[num_levels] = max(self._measured(num_levels), 1e-6)
+                self.scales[num_levels] = calibrated(self.measured(num_levels)[0])
             found *= self.scales[num_levels]
         if kind == "root-size" or self.config.reduction == "sum":
             found *= self._root(like)
@@ -143,21 +148,27 @@ class ConsistencyMethod:
         return float(like[0].numel()) ** 0.5
 
     @torch.no_grad()
-    def _measured(self, num_levels: int) -> float:
-        """The median root mean squared error of pairs as they are now, for data of deviation 1/2."""
-        stage, draws, found = self.stage(num_levels), generator(self.config.run.seed, "scale", num_levels), []
-        training, device = self.module.training, next(self.module.parameters()).device
+    def measured(self, num_levels: int) -> tuple[Tensor, Tensor]:
+        """Root mean squared errors (n,) of pairs as they are now, for data of deviation 1/2, and their places (n,)."""
+        stage, draws = self.stage(num_levels), generator(self.config.run.seed, "scale", num_levels)
+        training, found = self.module.training, []
         self.module.eval()
         for turn in range(_MEASURED):
-            rows = torch.randint(len(self.data), (_DRAWN,), generator=draws)
-            data = {name: value.to(device) for name, value in self.data.take(rows).items()}
-            batch = Batch(data, slice(0, _DRAWN), _DRAWN, (self.config.run.seed, -1 - turn), device)
+            batch = self.drawn(torch.randint(len(self.data), (_DRAWN,), generator=draws), turn)
             x0, noise = self._coupled(batch)
-            cond = self.condition(batch) if self.condition else None
-            denoised, target = self._pair(stage, x0, noise, stage.draw(batch.uniform()), cond)
-            found.append((denoised - target).square().flatten(1).mean(1).sqrt())
+            cond, places = self.condition(batch) if self.condition else None, stage.draw(batch.uniform())
+            denoised, target = self.pair(stage, x0, noise, places, cond)
+            roots = (denoised - target).square().flatten(1).mean(1).sqrt() / (2 * self.config.sigma_data)
+            found.append(torch.stack([roots.cpu(), places.cpu().to(roots)]))
         self.module.train(training)
-        return float(torch.cat(found).median()) / (2 * self.config.sigma_data)
+        roots, places = torch.cat(found, 1)
+        return roots, places.long()
+
+    def drawn(self, rows: Tensor, turn: int) -> Batch:
+        """These rows (n,) of the data outside training, with draws that no step has."""
+        device = next(self.module.parameters()).device
+        data = {name: value.to(device) for name, value in self.data.take(rows).items()}
+        return Batch(data, slice(0, len(rows)), len(rows), (self.config.run.seed, -1 - turn), device)
 
     # What ``fit`` asks of a method
 
@@ -201,7 +212,7 @@ class ConsistencyMethod:
             save_tensors(folder / f"average-{decay}.safetensors", average.network.state_dict())
 
 
-class _Stage:
+class Stage:
     """The grid of one number of levels: its table, how often each pair is drawn, and how much it weighs."""
 
     def __init__(self, num_levels: int, told: Mapping[str, Any], config: ConsistencyConfig):
@@ -219,6 +230,11 @@ class _Stage:
         """Places of the noisier level of pairs (n,), from uniform draws (n,)."""
         chances = self.chances.to(uniform.device)
         return torch.searchsorted(chances, uniform.double()).clamp(max=len(chances) - 1)
+
+
+def calibrated(roots: Tensor) -> float:
+    """The scale of a penalty that errors (n,) call for: their median, and never zero."""
+    return max(float(roots.median()), 1e-6)
 
 
 def check_latents(data: Dataset, num: int = 2048) -> None:

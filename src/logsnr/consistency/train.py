@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from torch import nn
+from torch import Tensor, nn
 
 from logsnr.consistency.config import ConsistencyConfig
 from logsnr.consistency.curriculum import Curriculum
@@ -18,6 +18,8 @@ from logsnr.consistency.method import Condition, ConsistencyMethod
 from logsnr.consistency.scheduler import ConsistencyScheduler
 from logsnr.core.artifact import staged
 from logsnr.core.errors import InputError, UnsupportedError
+from logsnr.data.labelled import Part
+from logsnr.data.latents import Latents
 from logsnr.models.denoiser import Tree
 from logsnr.models.fingerprint import fingerprint
 from logsnr.models.pipeline import Pipeline, check_pipeline, denoiser_of, encode_prompts, network_of
@@ -41,6 +43,7 @@ _BETAS = (
     "snr_shift_scale",
     "prediction_type",
 )
+_LEVELS = ("sigma_min", "sigma_max", "sigma_data", "grid_exponent")
 _MIDDLE = 0.74
 """The level of the second call for latents of unit deviation, where nothing was searched: 0.37 for 1/2."""
 
@@ -88,15 +91,51 @@ def train_on_world(
     Raises:
         MissingError: the images are not installed.
     """
+    latents, condition = captioned_latents(pipe, world, cache)
+    return consistency_train(pipe, latents, config, condition=condition)
+
+
+def captioned_latents(
+    pipe: Pipeline, world: World, cache: Path | None = None, *, rows: Tensor | None = None
+) -> tuple[Latents, Condition]:
+    """The latents of a world's training images, or of these rows (n,), as the network sees them; and captions of each.
+
+    Raises:
+        MissingError: the images are not installed.
+    """
     data = world.source.training()
-    place = cache / f"latents-{fingerprint(pipe.vae)}.safetensors"
-    found, factors = world_latents(pipe.vae, data.train, cache=place), data.factors()
+    train, factors = data.train, data.factors()
+    if rows is not None:
+        train, factors = Part(train, rows), factors[rows]
+    found = world_latents(
+        pipe.vae, train, cache=cache / f"latents-{fingerprint(pipe.vae)}.safetensors" if cache else None
+    )
     latents = replace(found, latents=found.latents * found.std * pipe.vae.config.scaling_factor)
 
     def condition(batch: Batch) -> Tree:
         return encode_prompts(pipe, draw_captions(data.captions, factors, batch), guided=False).values
 
-    return consistency_train(pipe, latents, config, condition=condition)
+    return latents, condition
+
+
+def observe(
+    pipe: Pipeline, data: Dataset, config: ConsistencyConfig, *, condition: Condition | None = None
+) -> ConsistencyMethod:
+    """The method on a pipeline as it is, a consistency model or a teacher, to measure and not to train.
+
+    A consistency model has its own levels; all else is the configuration's. The errors are those of
+    ``consistency_train``.
+    """
+    told = pipe.scheduler.config
+    if consistency_step(told):
+        own = {name: told[name] for name in _LEVELS}
+        mean = config.level_mean + math.log(own["sigma_data"] / config.sigma_data)
+        config = replace(config, level_mean=mean, **own)
+    else:
+        check_trainable(pipe, config)
+        config = of_unit_data(config, told)
+        told = scheduler_of(config, told).config
+    return ConsistencyMethod(network_of(pipe), denoiser_of(pipe).network, told, data, config, condition=condition)
 
 
 def check_trainable(pipe: Pipeline, config: ConsistencyConfig) -> None:
@@ -133,8 +172,7 @@ def of_unit_data(config: ConsistencyConfig, teacher: Mapping[str, Any]) -> Consi
 def scheduler_of(config: ConsistencyConfig, teacher: Mapping[str, Any] | None) -> ConsistencyScheduler:
     """The scheduler of what is trained, with levels for one and two calls."""
     kept = {} if teacher is None else {name: teacher[name] for name in _BETAS if teacher.get(name) is not None}
-    names = ("sigma_min", "sigma_max", "sigma_data", "grid_exponent")
-    levels = {name: getattr(config, name) for name in names}
+    levels = {name: getattr(config, name) for name in _LEVELS}
     middle = [[_MIDDLE]] if config.sigma_min < _MIDDLE < config.sigma_max else []
     return ConsistencyScheduler(**kept, **levels, num_levels=config.end_levels + 1, middle_sigmas=middle)
 

@@ -46,6 +46,31 @@ class Labelled:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Some items of a data set, ``rows`` (n,) of it, in this order."""
+
+    data: LabelledData
+    rows: Tensor
+
+    @property
+    def labels(self) -> Tensor:
+        """The class of every item (n,)."""
+        return self.data.labels[self.rows]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The name of each class."""
+        return self.data.classes
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, indices: Tensor) -> dict[str, Tensor]:
+        """What the data set gives of these items."""
+        return self.data.take(self.rows[indices])
+
+
+@dataclass(frozen=True)
 class Pairs:
     """Pairs of a concept and a style (n, 2) that training saw, those that it did not, and each concept's group."""
 

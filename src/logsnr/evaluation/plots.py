@@ -98,3 +98,37 @@ def plot_atlas(values: dict[str, Any], labelled: int = 12) -> Image.Image:
     axes.set_title(f"rank correlation among the kept: {values['spearman']:.2f}")
     axes.legend(frameon=False)
     return picture(figure)
+
+
+def plot_differences(values: dict[str, Any]) -> Image.Image:
+    """Boxes of raw data and of the differences at every level, with shares of outliers; and their fall over stages."""
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(16, 4.2), width_ratios=(2, 2, 1))
+    rows = values["levels"]
+    names = ["pixels", "latents", *(f"{row['sigma']:.2g}" for row in rows)]
+    for place, row in enumerate((values["pixels"], values["latents"], *rows)):
+        middle.bar(place, 100 * row["suspected_share"], color=_INK)
+        middle.bar(place, 100 * row["extreme_share"], bottom=100 * row["suspected_share"], color=_SECOND)
+    left.bxp([_box(row) for row in rows], positions=range(2, len(names)), showfliers=False, manage_ticks=False)
+    left.set(ylabel="difference of neighbouring levels", title=values["model"])
+    left.set_yscale("symlog", linthresh=1e-3)
+    middle.set(ylabel="% of elements", title="beyond 1.5 (blue) and 3 (brown) interquartile ranges")
+    for axes, first in ((left, 2), (middle, 0)):
+        axes.set_xticks(range(first, len(names)), names[first:], rotation=90, fontsize=7)
+        axes.set_xlabel("noise of the student")
+    stages = [row["intervals"] for row in values["stages"]]
+    for name, label in (("rms", "root mean square"), ("scale", "the penalty's scale")):
+        right.loglog(stages, [row[name] for row in values["stages"]], "o-", markersize=4, label=label)
+    right.minorticks_off()
+    right.set_xticks(stages, [str(stage) for stage in stages])
+    right.set(xlabel="intervals", title=f"slope {values['slope']:.2f}, authors' fit {values['slope_of_fit']}")
+    right.legend(frameon=False)
+    return picture(figure)
+
+
+def _box(row: dict[str, float]) -> dict[str, float]:
+    """What matplotlib draws a box from, with the outer fences as whiskers."""
+    reach = 3 * (row["q3"] - row["q1"])
+    return {"q1": row["q1"], "med": row["median"], "q3": row["q3"]} | {
+        "whislo": row["q1"] - reach,
+        "whishi": row["q3"] + reach,
+    }
