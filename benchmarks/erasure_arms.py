@@ -26,6 +26,8 @@ from logsnr.train.loop import fit
 STEP = 0.01
 """What a weight moves at most in one step of training, as a share of the weights' size."""
 SNAPSHOTS = (10, 15, 20, 30, 40, 60, 80, 120, 160, 240)
+LONGER = (*SNAPSHOTS, 360, 480, 720, 960)
+"""For a method whose steps add up slowly: no level is out of its reach for lack of steps alone."""
 SCALES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Weights of the targets in closed forms."""
 
@@ -44,7 +46,14 @@ class Snapshot:
 
 
 def trained(
-    name: str, *, protect: bool = False, nearest: bool = False, step: float = STEP, centers: int = 100, **changes: Any
+    name: str,
+    *,
+    protect: bool = False,
+    nearest: bool = False,
+    step: float = STEP,
+    snapshots: tuple[int, ...] = SNAPSHOTS,
+    centers: int = 100,
+    **changes: Any,
 ) -> Callable[[Any, Task], Generator[Snapshot, None, None]]:
     """An arm that trains; its strengths are moments of one run.
 
@@ -52,7 +61,7 @@ def trained(
     """
 
     def run(pipe: Any, task: Task) -> Generator[Snapshot, None, None]:
-        steps = SNAPSHOTS[-1]
+        steps = snapshots[-1]
         fixed = {"strength": step * steps, "candidates": task.candidates(centers)}
         if protect:
             fixed["protected"] = task.prompts
@@ -63,7 +72,7 @@ def trained(
         method = make_method(pipe, replace(_config(name, task), **{**fixed, **changes}, run=fit_config))
         try:
             for progress in fit(method, None, fit_config):
-                if progress.step in SNAPSHOTS:
+                if progress.step in snapshots:
                     found = _snapshot(progress.step, method.delta(), method.scores.cost.evaluation_equivalents)
                     if progress.step == steps and isinstance(method.adversary, Gumbel):
                         found.more.update(hits(method))
@@ -144,7 +153,7 @@ ARMS: dict[str, Callable[[Any, Task], Generator[Snapshot, None, None]]] = {
     "UCE": closed("uce-tensor"),
     "UCE, empty prompt": closed("uce-tensor", preserved=("",)),
     "UCE, replace": closed("uce"),
-    "CA": trained("ca"),
+    "CA": trained("ca", snapshots=LONGER),
     "EAP, exhaustive": trained("eap", adversary="exhaustive"),
     "EAP, random": trained("eap", adversary="random"),
     **{f"EAP, {k} steps": trained("eap", adversary_schedule="alternating", adversary_steps=k) for k in (2, 4, 8)},

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from logsnr.consistency.config import CONSISTENCY_PRESETS, ConsistencyConfig, consistency_preset
-from logsnr.consistency.curriculum import fitted_scale
+from logsnr.consistency.curriculum import fitted_scale, ratio_below
 from logsnr.consistency.method import ConsistencyMethod
 from logsnr.consistency.norms import NonScalingLayerNorm, replace_norms
+from logsnr.consistency.pairs import make_stage
 from logsnr.core.errors import InputError
 from logsnr.train.config import FitConfig
 from logsnr.train.loop import fit
@@ -97,6 +98,65 @@ def test_a_step_is_its_formula() -> None:
         assert torch.allclose(ours, theirs.float(), rtol=1e-2, atol=1e-3 * float(theirs.abs().max())), name
 
 
+class TestContinuousLevels:
+    def test_the_gap_halves_and_is_wider_at_low_noise(self) -> None:
+        sigmas = torch.tensor([1e-9, 1.0, 50.0], dtype=torch.float64)
+        assert ratio_below(sigmas, 0).tolist() == [0, 0, pytest.approx(0.5)]
+        sigmoid = 1 / (1 + math.e)
+        assert ratio_below(sigmas, 4).tolist() == pytest.approx([1 - 5 / 32, 1 - (1 + 8 * sigmoid) / 32, 1 - 1 / 32])
+        assert ratio_below(sigmas, 0, base=256)[1] == pytest.approx(1 - (1 + 8 * sigmoid) / 256)
+
+    def test_levels_are_lognormal_between_their_ends(self) -> None:
+        stage = make_stage(2, CM, config(levels="continuous"))
+        pairs = stage.draw((torch.arange(4000) + 0.5) / 4000)
+        sigma = pairs.sigma()
+        assert float(sigma.log().median()) == pytest.approx(-1.1, abs=0.01)
+        quartiles = sigma.log().quantile(torch.tensor([0.25, 0.75], dtype=torch.float64))
+        assert float(quartiles.diff()) == pytest.approx(2.0 * 1.349, abs=0.05)
+        assert 0.002 <= float(sigma.min()) < float(sigma.max()) <= 80
+        assert float(pairs.low.double().mean()) == pytest.approx(stage.low, abs=1e-3)
+        narrow = make_stage(2, CM, config(levels="continuous", sigma_min=0.1, sigma_max=1.0))
+        assert float(narrow.draw(torch.rand(500)).sigma().min()) >= 0.1
+        assert float(narrow.draw(torch.rand(500)).sigma().max()) <= 1.0
+
+    def test_a_step_is_its_formula_and_the_target_may_be_the_clean_sample(self) -> None:
+        chosen = config(levels="continuous", ratio_stages=4, scale="constant", scale_value=0.2, denoising_weight=0.0)
+        made = method(chosen)
+        network: Any = made.module
+        for step, number in ((0, 0), (19, 3)):
+            network.seen.clear()
+            value = made.loss(batch(), step).value
+            (_, r_times), (noisier, s_times) = network.seen
+            s, r = (times.double().div(250).exp() for times in (s_times, r_times))
+            x0 = batch()["latent"]
+            below = s * ratio_below(s, number)
+            clean = below < 0.002
+            assert torch.allclose(r[~clean], below[~clean], rtol=1e-3)
+            assert clean.any() == (number == 0)
+            pairs = make_stage(number, CM, chosen).draw(_uniform_of_step())
+            target = made.pair(pairs, x0, batch().normal(*SHAPE), None)[1]
+            assert torch.equal(target[clean], x0[clean])
+            skip, out = 0.25 / ((s - 0.002) ** 2 + 0.25), 0.5 * (s - 0.002) / (s**2 + 0.25).sqrt()
+            rows = [factor.view(-1, 1, 1, 1) for factor in (skip, (s**2 + 0.25).sqrt(), out)]
+            student = rows[0] * rows[1] * noisier + rows[2] * network(noisier, s_times)
+            m = (student - target).square().flatten(1).mean(1)
+            expected = ((1 + m / (2 * 0.2**2)).log() / (s - torch.where(clean, 0.0, below))).mean()
+            assert float(value.detach()) == pytest.approx(float(expected.detach()), rel=1e-3)
+
+    def test_the_fit_of_the_scale_needs_a_grid(self) -> None:
+        with pytest.raises(InputError, match="for numbers of levels"):
+            config(levels="continuous", scale="fit")
+        with pytest.raises(InputError, match="ratio_base"):
+            config(ratio_base=1.0)
+
+
+def _uniform_of_step() -> Tensor:
+    """The draws of levels that ``batch`` gives after those of noise."""
+    drawn = batch()
+    drawn.normal(*SHAPE)
+    return drawn.uniform()
+
+
 def test_target_and_student_have_one_dropout_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     made, masks = method(config(), dropout=0.5), []
     real = nn.functional.dropout
@@ -139,7 +199,7 @@ class TestScales:
         for seed in range(40):
             draws = Batch(Latents().take(torch.arange(64)), slice(0, 64), 64, (seed, 1), torch.device("cpu"))
             noise = draws.normal(*SHAPE)
-            pair = made.pair(stage, draws["latent"], noise, stage.draw(draws.uniform()), None)
+            pair = made.pair(stage.draw(draws.uniform()), draws["latent"], noise, None)
             errors.append((pair[0] - pair[1]).square().flatten(1).mean(1).sqrt().detach())
         assert made.scales[5] == pytest.approx(float(torch.cat(errors).median()), rel=0.1)
         with torch.no_grad():
@@ -202,13 +262,15 @@ def test_a_run_of_other_settings_does_not_go_on(change: Any, tmp_path: Path) -> 
         next(fit(method(other), Latents(), replace(other.run, out=tmp_path, resume=True)))
 
 
-@pytest.mark.parametrize("scale", ["constant", "fit", "online"])
-def test_data_of_another_deviation_have_the_same_loss(scale: Any) -> None:
+@pytest.mark.parametrize(
+    ("scale", "levels"), [("constant", "grid"), ("fit", "grid"), ("online", "grid"), ("online", "continuous")]
+)
+def test_data_of_another_deviation_have_the_same_loss(scale: Any, levels: Any) -> None:
     """x2 data, levels and output of a scaled network: every term is what it was for deviation 1/2."""
     twice = Latents()
     twice.latent = 2 * twice.latent
     wide = {**CM, "sigma_min": 0.004, "sigma_max": 160.0, "sigma_data": 1.0}
-    narrow = config(scale=scale, scale_value=0.3)
+    narrow = config(scale=scale, scale_value=0.3, levels=levels, ratio_stages=3)
     broad = replace(narrow, sigma_min=0.004, sigma_max=160.0, sigma_data=1.0, level_mean=-1.1 + math.log(2))
     network = Tiny()
     shifted = lambda x, times: network(x, times - 250 * math.log(2))  # noqa: E731  the same noise for it
@@ -234,8 +296,9 @@ def test_averages_follow_and_are_written(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["average-0.0.safetensors", "average-0.5.safetensors"]
 
 
-def test_a_run_that_was_cut_in_a_stage_goes_on_exactly(tmp_path: Path) -> None:
-    chosen = config(steps=12, scale="online")
+@pytest.mark.parametrize("levels", ["grid", "continuous"])
+def test_a_run_that_was_cut_in_a_stage_goes_on_exactly(levels: Any, tmp_path: Path) -> None:
+    chosen = config(steps=12, scale="online", levels=levels, ratio_stages=3)
 
     def trained(folder: Path, stop: int | None = None, *, resume: bool = False) -> ConsistencyMethod:
         made = method(chosen, dropout=0.2)

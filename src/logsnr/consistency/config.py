@@ -46,6 +46,12 @@ class ConsistencyConfig:
     """Optimal transport of noise within a batch: of all rows, or inside classes."""
     norm: Literal["keep", "nsln", "nsln-channel", "ln"] = "keep"
     """What stands in the place of GroupNorm: as it is, or normalisation of whole samples without a trained gain."""
+    levels: Literal["grid", "continuous"] = "grid"
+    """Whether pairs are neighbours on a grid that grows finer, or any level and one below it that comes nearer."""
+    ratio_base: float = 2.0
+    """continuous: the gap of a pair is divided by this from stage to stage."""
+    ratio_stages: int = 8
+    """continuous: how many stages of equal length there are."""
     start_levels: int = 10
     """Intervals of the grid at first; they double stage by stage."""
     end_levels: int = 640
@@ -81,12 +87,24 @@ class ConsistencyConfig:
             raise InputError(
                 "scale_value must be positive, denoising_weight not negative, and denoising_rate in [0, 1]"
             )
+        if self.ratio_base <= 1 or self.ratio_stages < 1:
+            raise InputError("ratio_base must be above 1, and ratio_stages at least 1")
+        if self.levels == "continuous" and self.scale == "fit":
+            raise InputError("the fit of the scale is for numbers of levels: with continuous ones take another")
         if not all(0 <= decay < 1 for decay in self.averages):
             raise InputError(f"averages have the decays {self.averages}: they lie in [0, 1)")
 
 
 CONSISTENCY_PRESETS: dict[str, dict[str, Any]] = {
     "slct_small": {"start_levels": 40},
+    "ect": {
+        "levels": "continuous",
+        "penalty": "huber",
+        "reduction": "sum",
+        "scale": "constant",
+        "scale_value": 1e-6,
+        "denoising_weight": 0.0,
+    },
     "slct": {"scale": "fit", "coupling": "labels", "norm": "nsln", "start_from": "scratch", "weight_decay": 1e-4},
     "ict": {
         "penalty": "huber",
@@ -106,8 +124,9 @@ CONSISTENCY_PRESETS: dict[str, dict[str, Any]] = {
         "weight_decay": 1e-4,
     },
 }
-"""Options by the name of a preset. ``ict`` has the scale of 2310.14189, 0.00054 sqrt(D) of a sum, in units of the mean;
-``ict_as_released`` has it as the authors of 2502.01441 ran their baseline, sqrt(D) too large."""
+"""Options by the name of a preset. ``ect`` tunes a diffusion model as 2406.14548 does, by the root of a sum. ``ict``
+has the scale of 2310.14189, 0.00054 sqrt(D) of a sum, in units of the mean; ``ict_as_released`` has it as the authors
+of 2502.01441 ran their baseline, sqrt(D) too large."""
 
 
 def consistency_preset(name: str, **changes: Any) -> ConsistencyConfig:

@@ -77,6 +77,19 @@ def pair_weights(sigmas: Tensor) -> Tensor:
     return 1 / (sigmas[:-1] - sigmas[1:])
 
 
+def normal_share(value: float) -> float:
+    """The share of a standard normal distribution below a value."""
+    return (1 + math.erf(value / math.sqrt(2))) / 2
+
+
+def ratio_below(sigmas: Tensor, stage: int, *, base: float = 2.0) -> Tensor:
+    """r / s of the target's level to the student's s (n,), for data of deviation 1/2 (2406.14548); 0 is clean data.
+
+    1 - base^-(stage + 1) (1 + 8 sigmoid(-s)): the gap closes by ``base`` stage by stage, and is wider at low noise.
+    """
+    return (1 - base ** -(stage + 1) * (1 + 8 * torch.sigmoid(-sigmas))).clamp(min=0)
+
+
 def fitted_scale(num_levels: int) -> float:
     """The scale c(N) of the penalty that the authors fitted, of mean squared errors of data with deviation 1/2."""
     return math.exp(-1.15 * math.log(num_levels - 1) - 0.85)

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from logsnr.consistency.losses import penalise
-from logsnr.consistency.method import ConsistencyMethod, Stage, calibrated
+from logsnr.consistency.method import ConsistencyMethod, calibrated
+from logsnr.consistency.pairs import GridStage
+from logsnr.core.errors import InputError
 from logsnr.core.random import generator
 
 Row = dict[str, float]
@@ -54,7 +56,8 @@ def level_rows(method: ConsistencyMethod, num_levels: int, num_samples: int) -> 
 
     ``gradient_share`` is what the first 1 % of the samples have of the sum of the gradients' norms by the output.
     """
-    stage, draws = method.stage(num_levels), generator(method.config.run.seed, "differences")
+    stage = GridStage(num_levels, method.levels, method.config)
+    draws = generator(method.config.run.seed, "differences")
     rows = torch.randint(len(method.data), (num_samples,), generator=draws).split(64)
     batches = [method.drawn(part, 1000 + turn) for turn, part in enumerate(rows)]
     noises = [batch.normal(*batch["latent"].shape[1:]) for batch in batches]
@@ -63,15 +66,12 @@ def level_rows(method: ConsistencyMethod, num_levels: int, num_samples: int) -> 
     for place in range(num_levels - 1):
         found = []
         for batch, noise, cond in zip(batches, noises, conds, strict=True):
-            places = torch.full((len(batch),), place, device=noise.device)
+            pairs = stage.at(torch.full((len(batch),), place, device=noise.device))
             with torch.no_grad():
-                student, target = method.pair(stage, batch["latent"], noise, places, cond)
+                student, target = method.pair(pairs, batch["latent"], noise, cond)
             found.append(((student - target) / (2 * method.config.sigma_data)).cpu())
-        yield {"place": place, **_levels(stage, place), **_of_pair(method, torch.cat(found), c)}
-
-
-def _levels(stage: Stage, place: int) -> Row:
-    return {"sigma": float(stage.levels.sigmas[place]), "next_sigma": float(stage.levels.sigmas[place + 1])}
+        sigmas = {"sigma": float(stage.sigmas[place]), "next_sigma": float(stage.sigmas[place + 1])}
+        yield {"place": place, **sigmas, **_of_pair(method, torch.cat(found), c)}
 
 
 def _of_pair(method: ConsistencyMethod, differences: Tensor, c: float) -> Row:
@@ -95,10 +95,9 @@ def stage_rows(method: ConsistencyMethod) -> Iterator[Row]:
     curriculum, like = method.curriculum, method.data.take(torch.zeros(1, dtype=torch.long))["latent"]
     for stage in range(curriculum.num_stages):
         num_levels = curriculum.num_levels(stage * curriculum.stage_length)
-        roots, places = method.measured(num_levels)
+        roots, weights = method.measured(num_levels)
         method.scales.setdefault(num_levels, calibrated(roots))
         c, rms = method.scale(num_levels, like), float(roots.square().mean().sqrt())
-        weights = method.stage(num_levels).weights[places]
         pulls = weights * _gradients(method, roots[:, None], c)
         yield {
             "intervals": num_levels - 1,
@@ -119,7 +118,13 @@ def slope(rows: list[Row]) -> float:
 
 
 def difference_report(method: ConsistencyMethod, num_levels: int = 21, num_samples: int = 512) -> dict[str, Any]:
-    """Rows of every level and of every stage, and the fitted slope; ready for JSON."""
+    """Rows of every level and of every stage, and the fitted slope; ready for JSON.
+
+    Raises:
+        InputError: the method has no stages of grids.
+    """
+    if method.config.levels != "grid":
+        raise InputError("a report follows the grids of a preset's stages: take a preset that has some")
     stages = list(stage_rows(method))
     return {
         "num_levels": num_levels,

@@ -20,23 +20,15 @@ from torch import Tensor, nn
 
 from logsnr.consistency.config import ConsistencyConfig
 from logsnr.consistency.coupling import correlation, couple
-from logsnr.consistency.curriculum import (
-    Curriculum,
-    averaging_decay,
-    fitted_scale,
-    level_chances,
-    pair_weights,
-    sigma_grid,
-)
-from logsnr.consistency.function import Levels, consistency_levels
-from logsnr.consistency.losses import denoising_loss, penalise, small_sigma_mask
+from logsnr.consistency.curriculum import Curriculum, averaging_decay, fitted_scale
+from logsnr.consistency.losses import denoising_loss, penalise
+from logsnr.consistency.pairs import Pairs, Stage, make_stage
 from logsnr.core.artifact import save_tensors
 from logsnr.core.config import to_dict
 from logsnr.core.errors import InputError
 from logsnr.core.random import generator
 from logsnr.models.denoiser import Tree
 from logsnr.models.ema import Average, averaged
-from logsnr.schedules.boundary import Boundary
 from logsnr.train.method import Batch, Dataset, Group, Loss, load_module_state, module_state
 
 Condition = Callable[[Batch], Tree]
@@ -67,7 +59,7 @@ class ConsistencyMethod:
     ):
         self.module, self.network, self.levels, self.data = module, network, levels, data
         self.config, self.condition, self.show = config, condition, show
-        self.curriculum = Curriculum(config.run.steps, config.start_levels, config.end_levels)
+        self.curriculum = curriculum_of(config)
         check_latents(data)
         decays = config.averages or (averaging_decay(config.run.steps),)
         self.averages: dict[float, Average[nn.Module]] = {decay: averaged(module, decay) for decay in decays}
@@ -77,18 +69,18 @@ class ConsistencyMethod:
 
     def loss(self, batch: Batch, step: int) -> Loss:
         """Both terms; a step whose loss is not finite is skipped and counted, for it would leave no weights."""
-        stage = self.stage(self.curriculum.num_levels(step))
+        number = self.number(step)
+        stage = self.stage(number)
         x0, noise = self._coupled(batch)
-        places = stage.draw(batch.uniform())
-        denoised, target = self.pair(stage, x0, noise, places, self.condition(batch) if self.condition else None)
+        pairs = stage.draw(batch.uniform())
+        denoised, target = self.pair(pairs, x0, noise, self.condition(batch) if self.condition else None)
         difference, unit = denoised - target, 2 * self.config.sigma_data
-        c = self.scale(stage.num_levels, x0)
+        c = self.scale(number, x0)
         options = {"reduction": self.config.reduction, "normalisation": self.config.normalisation}
         errors = penalise(difference / unit, c, self.config.penalty, **options)
-        consistency = (stage.weights.to(errors)[places] * errors).mean()
-        mask = small_sigma_mask(places, stage.num_levels, self.config.denoising_rate)
-        sigma, data = stage.levels.sigmas.to(errors)[places], self.config.sigma_data
-        denoising = denoising_loss(denoised, x0, sigma, mask, sigma_data=data, share=stage.low)
+        consistency, data = (pairs.weights.to(errors) * errors).mean(), self.config.sigma_data
+        sigma = pairs.sigma().to(errors)
+        denoising = denoising_loss(denoised, x0, sigma, pairs.low, sigma_data=data, share=stage.low)
         value = consistency + self.config.denoising_weight * denoising
         if not value.isfinite():
             self.skipped += 1
@@ -114,32 +106,38 @@ class ConsistencyMethod:
             return x0, noise
         return x0, noise[couple(x0, noise, batch["label"] if self.config.coupling == "labels" else None)]
 
-    def pair(self, stage: Stage, x0: Tensor, noise: Tensor, places: Tensor, cond: Tree | None) -> tuple[Tensor, Tensor]:
-        """The student's clean samples at the noisier levels, and the target's at their neighbours: one dropout mask."""
-        devices = [x0.device] if x0.is_cuda else []
+    def pair(self, pairs: Pairs, x0: Tensor, noise: Tensor, cond: Tree | None) -> tuple[Tensor, Tensor]:
+        """The student's clean samples at the noisier levels, and the target's at those below: one dropout mask."""
+        levels, devices = pairs.levels, [x0.device] if x0.is_cuda else []
         with torch.random.fork_rng(devices=devices), torch.no_grad():
-            cleaner = x0 + stage.levels.sigma(places + 1, x0) * noise
-            target = stage.levels(self.network, cleaner, places + 1, cond)
-        noisier = x0 + stage.levels.sigma(places, x0) * noise
-        return stage.levels(self.network, noisier, places, cond), target
+            cleaner = x0 + levels.sigma(pairs.target, x0) * noise
+            target = levels(self.network, cleaner, pairs.target, cond)
+            if pairs.clean is not None:
+                target = torch.where(pairs.clean.view(-1, *[1] * (x0.dim() - 1)), x0, target)
+        noisier = x0 + levels.sigma(pairs.student, x0) * noise
+        return levels(self.network, noisier, pairs.student, cond), target
 
-    def stage(self, num_levels: int) -> Stage:
-        """The grid of a stage."""
-        if num_levels not in self._stages:
-            self._stages = {num_levels: Stage(num_levels, self.levels, self.config)}
-        return self._stages[num_levels]
+    def number(self, step: int) -> int:
+        """What names the stage of a step: how many levels its grid has, or its place where levels are continuous."""
+        return self.curriculum.num_levels(step) if self.config.levels == "grid" else self.curriculum.stage(step)
 
-    def scale(self, num_levels: int, like: Tensor) -> float:
+    def stage(self, number: int) -> Stage:
+        """The pairs of a stage, by what names it."""
+        if number not in self._stages:
+            self._stages = {number: make_stage(number, self.levels, self.config)}
+        return self._stages[number]
+
+    def scale(self, number: int, like: Tensor) -> float:
         """The penalty's scale c of a stage, for data of deviation 1/2; measured when the stage begins, and kept."""
         found, kind = self.config.scale_value, self.config.scale
         if kind == "constant":
             return found
         if kind == "fit":
-            found *= fitted_scale(num_levels)
+            found *= fitted_scale(number)
         elif kind == "online":
-            if num_levels not in self.scales:
-                self.scales[num_levels] = calibrated(self.measured(num_levels)[0])
-            found *= self.scales[num_levels]
+            if number not in self.scales:
+                self.scales[number] = calibrated(self.measured(number)[0])
+            found *= self.scales[number]
         if kind == "root-size" or self.config.reduction == "sum":
             found *= self._root(like)
         return found
@@ -148,21 +146,21 @@ class ConsistencyMethod:
         return float(like[0].numel()) ** 0.5
 
     @torch.no_grad()
-    def measured(self, num_levels: int) -> tuple[Tensor, Tensor]:
-        """Root mean squared errors (n,) of pairs as they are now, for data of deviation 1/2, and their places (n,)."""
-        stage, draws = self.stage(num_levels), generator(self.config.run.seed, "scale", num_levels)
+    def measured(self, number: int) -> tuple[Tensor, Tensor]:
+        """Root mean squared errors (n,) of pairs as they are now, for data of deviation 1/2, and their weights (n,)."""
+        stage, draws = self.stage(number), generator(self.config.run.seed, "scale", number)
         training, found = self.module.training, []
         self.module.eval()
         for turn in range(_MEASURED):
             batch = self.drawn(torch.randint(len(self.data), (_DRAWN,), generator=draws), turn)
             x0, noise = self._coupled(batch)
-            cond, places = self.condition(batch) if self.condition else None, stage.draw(batch.uniform())
-            denoised, target = self.pair(stage, x0, noise, places, cond)
+            cond, pairs = self.condition(batch) if self.condition else None, stage.draw(batch.uniform())
+            denoised, target = self.pair(pairs, x0, noise, cond)
             roots = (denoised - target).square().flatten(1).mean(1).sqrt() / (2 * self.config.sigma_data)
-            found.append(torch.stack([roots.cpu(), places.cpu().to(roots)]))
+            found.append(torch.stack([roots, pairs.weights.to(roots)]).cpu())
         self.module.train(training)
-        roots, places = torch.cat(found, 1)
-        return roots, places.long()
+        roots, weights = torch.cat(found, 1)
+        return roots, weights
 
     def drawn(self, rows: Tensor, turn: int) -> Batch:
         """These rows (n,) of the data outside training, with draws that no step has."""
@@ -212,24 +210,15 @@ class ConsistencyMethod:
             save_tensors(folder / f"average-{decay}.safetensors", average.network.state_dict())
 
 
-class Stage:
-    """The grid of one number of levels: its table, how often each pair is drawn, and how much it weighs."""
+def curriculum_of(config: ConsistencyConfig) -> Curriculum:
+    """The stages of a run; those of continuous levels are ``ratio_stages`` of equal length.
 
-    def __init__(self, num_levels: int, told: Mapping[str, Any], config: ConsistencyConfig):
-        ends = {"sigma_min": config.sigma_min, "sigma_max": config.sigma_max, "grid_exponent": config.grid_exponent}
-        sigmas, self.num_levels = sigma_grid(num_levels, **ends), num_levels
-        boundary = Boundary(config.sigma_min, config.sigma_data)
-        self.levels: Levels = consistency_levels(told, boundary, sigmas.tolist())
-        self.weights = pair_weights(sigmas / (2 * config.sigma_data))
-        chances = level_chances(sigmas, mean=config.level_mean, std=config.level_std)
-        self.chances = chances.cumsum(0)
-        low = small_sigma_mask(torch.arange(num_levels - 1), num_levels, config.denoising_rate)
-        self.low = float(chances[low].sum())
-
-    def draw(self, uniform: Tensor) -> Tensor:
-        """Places of the noisier level of pairs (n,), from uniform draws (n,)."""
-        chances = self.chances.to(uniform.device)
-        return torch.searchsorted(chances, uniform.double()).clamp(max=len(chances) - 1)
+    Raises:
+        InputError: they do not fit the run.
+    """
+    if config.levels == "grid":
+        return Curriculum(config.run.steps, config.start_levels, config.end_levels)
+    return Curriculum(config.run.steps, 1, 2 ** (config.ratio_stages - 1))
 
 
 def calibrated(roots: Tensor) -> float:

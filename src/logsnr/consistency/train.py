@@ -13,8 +13,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from logsnr.consistency.config import ConsistencyConfig
-from logsnr.consistency.curriculum import Curriculum
-from logsnr.consistency.method import Condition, ConsistencyMethod
+from logsnr.consistency.method import Condition, ConsistencyMethod, curriculum_of
 from logsnr.consistency.scheduler import ConsistencyScheduler
 from logsnr.core.artifact import staged
 from logsnr.core.errors import InputError, UnsupportedError
@@ -142,7 +141,7 @@ def check_trainable(pipe: Pipeline, config: ConsistencyConfig) -> None:
     """Refuse what cannot be trained, before any work; the errors are those of ``consistency_train``."""
     check_pipeline(pipe)
     teacher = pipe.scheduler.config
-    Curriculum(config.run.steps, config.start_levels, config.end_levels)
+    curriculum_of(config)
     if config.norm != "keep":
         raise InputError(f"a pipeline's folder cannot hold the norm {config.norm}: keep its own")
     if kind_of(teacher) == "flow":
