@@ -216,6 +216,14 @@ class TestScales:
         assert summed == pytest.approx(fitted_scale(17) * 32**0.5)
 
 
+def test_muon_moves_matrices_by_orthogonal_steps() -> None:
+    made = method(config(optimizer="muon"))
+    groups = made.parameter_groups()
+    assert [len(group.parameters) for group in groups] == [3, 5]
+    kinds = made.optimizer([{"params": list(group.parameters), "lr": 1e-3} for group in groups]).param_groups
+    assert [kind["orthogonal"] for kind in kinds] == [True, False]
+
+
 def test_coupling_changes_noise_within_classes_alone() -> None:
     def noises(coupling: Any) -> Tensor:
         return method(config(coupling=coupling))._coupled(batch())[1]
@@ -296,9 +304,9 @@ def test_averages_follow_and_are_written(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["average-0.0.safetensors", "average-0.5.safetensors"]
 
 
-@pytest.mark.parametrize("levels", ["grid", "continuous"])
-def test_a_run_that_was_cut_in_a_stage_goes_on_exactly(levels: Any, tmp_path: Path) -> None:
-    chosen = config(steps=12, scale="online", levels=levels, ratio_stages=3)
+@pytest.mark.parametrize(("levels", "optimizer"), [("grid", "radam"), ("continuous", "muon")])
+def test_a_run_that_was_cut_in_a_stage_goes_on_exactly(levels: Any, optimizer: Any, tmp_path: Path) -> None:
+    chosen = config(steps=12, scale="online", levels=levels, ratio_stages=3, optimizer=optimizer)
 
     def trained(folder: Path, stop: int | None = None, *, resume: bool = False) -> ConsistencyMethod:
         made = method(chosen, dropout=0.2)

@@ -70,6 +70,8 @@ class ConsistencyConfig:
     """Levels are equally spaced in sigma^(1 / grid_exponent)."""
     averages: tuple[float, ...] = ()
     """Decays of the averages of weights; without any, one whose half-life is 3.4 % of the run."""
+    optimizer: Literal["radam", "muon"] = "radam"
+    """muon: the steps of weight matrices are orthogonal, the others AdamW's."""
     learning_rate: float = 1e-4
     weight_decay: float = 0.0
     run: FitConfig = field(default_factory=lambda: FitConfig(steps=6000, batch_size=64, warmup=0, clip=None))

@@ -30,6 +30,7 @@ from logsnr.core.random import generator
 from logsnr.models.denoiser import Tree
 from logsnr.models.ema import Average, averaged
 from logsnr.train.method import Batch, Dataset, Group, Loss, load_module_state, module_state
+from logsnr.train.muon import Muon, split_matrices
 
 Condition = Callable[[Batch], Tree]
 _MEASURED, _DRAWN = 64, 32
@@ -174,11 +175,15 @@ class ConsistencyMethod:
         return {"network": self.module, **{f"average_{decay}": each for decay, each in self.averages.items()}}
 
     def parameter_groups(self) -> list[Group]:
-        trained = [p for p in self.module.parameters() if p.requires_grad]
-        return [Group(trained, self.config.learning_rate, self.config.weight_decay)]
+        trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        parts = split_matrices(trained) if self.config.optimizer == "muon" else (list(trained.values()),)
+        return [Group(part, self.config.learning_rate, self.config.weight_decay) for part in parts]
 
     def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        return torch.optim.RAdam(groups)
+        if self.config.optimizer == "radam":
+            return torch.optim.RAdam(groups)
+        matrices, others = groups
+        return Muon([{**matrices, "orthogonal": True}, others])
 
     def after_step(self, step: int) -> None:
         for average in self.averages.values():
