@@ -46,11 +46,14 @@ def settings(guidance: Sequence[float], rho: Sequence[float]) -> list[SampleConf
 
 
 class Bench:
-    """The loaded world with its references, and one row per measurement."""
+    """The loaded world with its references, and one row per measurement.
 
-    def __init__(self, model: str) -> None:
+    With ``tuning`` the judges change places, so that choices are made by the one that reports nothing.
+    """
+
+    def __init__(self, model: str, *, tuning: bool = False) -> None:
         self.pipe, self.world = logsnr.load(model), load_world(model)
-        self.judges = Judges(self.world.judge(), self.world.judge(second=True))
+        self.judges = Judges(self.world.judge(second=tuning), self.world.judge(second=not tuning))
         self.train, self.test = self.world.source.measuring()
         self.real: Reference = reference(self.judges.second, self.train, self.test)
         self.rows: list[dict[str, Any]] = []

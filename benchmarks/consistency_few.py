@@ -5,9 +5,9 @@
     python benchmarks/consistency_few.py look --seed 100 --options '{...}'
     python benchmarks/consistency_few.py teacher
 
-``levels`` chooses guidance and the level of the second call, by a model of a seed and on images that are not reported;
+``levels`` chooses guidance and the second call's level, by a model of a seed, images and a judge that report nothing;
 ``train`` makes a model of the same configuration and measures it there; ``teacher`` measures the teacher at 1, 2, 4, 8
-and 20 evaluations by the solvers that were best on those images. Accuracies are the second judge's; distances are
+and 20 evaluations by the solvers that were best in the same way. Accuracies are the second judge's; distances are
 Frechet distances in its features, of 10,000 images to the training images. What is done is kept in
 results/consistency/; models go to runs/. ``look`` tries other options on 2,000 images, and keeps nothing.
 """
@@ -95,9 +95,9 @@ def choose(bench: Bench) -> dict[str, Any]:
     return {**found, "looks": {"one": {w: row["frechet_distance"] for w, row in ones.items()}, "two": twos}}
 
 
-def teacher(bench: Bench) -> list[dict[str, Any]]:
+def teacher() -> list[dict[str, Any]]:
     """The teacher at every number of evaluations, by the solver and guidance that were best on tuning images."""
-    rows = []
+    rows, tuning, bench = [], Bench("fashion", tuning=True), Bench("fashion")
     for calls in CALLS:
         looks = {}
         for w in GUIDANCE:
@@ -107,7 +107,7 @@ def teacher(bench: Bench) -> list[dict[str, Any]]:
             ways = [replace(plain, grid=grid, order=order) for grid in grids for order in (1, 2)]
             ways += [replace(plain, order=3), replace(plain, corrector=True)]
             ways += [SampleConfig(solver=str(table), guidance_scale=w) for table in tables if table.exists()]
-            looks |= {way: bench.row(f"look {calls}", way, TUNING)["frechet_distance"] for way in ways}
+            looks |= {way: tuning.row(f"look {calls}", way, TUNING)["frechet_distance"] for way in ways}
         best = min(looks, key=lambda way: looks[way])
         rows.append(bench.row(f"{calls} calls", best, replace(REPORTED, first_seed=40_000)))
     return rows
@@ -126,10 +126,10 @@ def main() -> None:
         parser.error(f"levels and look need a --seed from {TUNED} on, train one below")
     if chosen.options != "{}" and chosen.what != "look":
         parser.error("--options is for look")
-    bench = Bench("fashion")
     if chosen.what == "teacher":
-        write_json(KEPT / "teacher.json", {"rows": teacher(bench)})
+        write_json(KEPT / "teacher.json", {"rows": teacher()})
         return
+    bench = Bench("fashion", tuning=tuning)
     config = config_of(chosen.seed, chosen.steps, chosen.start_from, json.loads(chosen.options))
     told = hashlib.sha256(json.dumps(recipe(config), sort_keys=True).encode()).hexdigest()[:12]
     bench.pipe, seconds = trained(config, WORK / f"{told}-{chosen.seed}")

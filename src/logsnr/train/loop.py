@@ -134,26 +134,27 @@ class _Run:
         return Batch(data, rows, num_rows, (self.config.seed, self.step), self.accelerator.device)
 
     def train_step(self) -> list[dict[str, Tensor]]:
-        """One optimiser step; the loss and the logs of each of its micro-batches."""
+        """One optimiser step; loss and logs of each of its micro-batches, with the gradient's norm if it is clipped."""
         seed = generator(self.config.seed, "step", self.step, self.accelerator.process_index).initial_seed()
         torch.manual_seed(seed)
         factor = learning_rate_factor(self.config, self.step)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
-        logs = []
+        logs, norm = [], {}
         for part in range(self.config.accumulation):
             with self.accelerator.accumulate(self.players):
                 value, log = self.players(self.micro_batch(part), self.step)
                 self.accelerator.backward(value)
                 if self.accelerator.sync_gradients and self.config.clip:
-                    self.accelerator.clip_grad_norm_(self.players.parameters(), self.config.clip)
+                    found = self.accelerator.clip_grad_norm_(self.players.parameters(), self.config.clip)
+                    norm = {"gradient_norm": torch.as_tensor(found)}
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             logs.append({"loss": value.detach(), **log})
         self.step += 1
         if isinstance(self.method, AfterStep):
             self.method.after_step(self.step)
-        return logs
+        return [{**row, **norm} for row in logs]
 
     def summary(self, logs: list[dict[str, Tensor]]) -> dict[str, float]:
         """Means over micro-batches and processes.
