@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from logsnr.hiding.config import HideConfig
     from logsnr.hiding.hide import hide
     from logsnr.hiding.keyfile import KeyFile
+    from logsnr.hiding.reveal import reveal
     from logsnr.information.config import InformationConfig
     from logsnr.information.profile import information_profile
     from logsnr.models.delta import Delta
@@ -57,6 +58,7 @@ _HOMES = {
     "information_profile": "logsnr.information.profile",
     "invert": "logsnr.solvers.invert",
     "load": "logsnr.worlds.load",
+    "reveal": "logsnr.hiding.reveal",
     "sample": "logsnr.solvers.sample",
 }
 
@@ -85,6 +87,7 @@ __all__ = [
     "information_profile",
     "invert",
     "load",
+    "reveal",
     "sample",
 ]
 __version__ = "0.1.0"

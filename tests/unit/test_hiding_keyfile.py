@@ -31,9 +31,12 @@ from logsnr.hiding.errors import (
 )
 from logsnr.hiding.keyfile import KeyFile, KeyRecord, fingerprints
 from logsnr.hiding.lock import Secret, new_identity, open_sealed, read_identities, read_passphrase, seal
+from logsnr.hiding.reveal import reveal
 from logsnr.hiding.sidecar import Sidecar
 from logsnr.hiding.signing import new_signing_key, read_signing_key
-from logsnr.models.prompted import Prompt
+from logsnr.models.prompted import Prompt, prompt_width
+from logsnr.solvers.config import SampleConfig
+from logsnr.solvers.sample import sample
 
 IDENTITY, RECIPIENT = new_identity()
 NETWORK = tiny_sd().unet
@@ -295,3 +298,23 @@ def test_age_itself_opens_it_and_makes_what_opens_here(tmp_path: Path) -> None:
     command = ["age", "-r", recipient, "-o", str(tmp_path / "theirs"), str(tmp_path / "plain")]
     subprocess.run(command, check=True, capture_output=True)
     assert KeyFile.open(tmp_path / "theirs", read_identities(identity)).record == made.record
+
+
+def test_reveal_samples_with_a_key_that_fits_and_refuses_another() -> None:
+    pipe = tiny_sd()
+    width = prompt_width(pipe.unet, "mid")
+    tokens = 3 * torch.randn(2, 4, width, generator=torch.Generator().manual_seed(0))
+    record = KeyRecord(("an ankle boot",), fingerprints(pipe.unet), layers="mid")
+    fitting, quick = KeyFile(record, Prompt(*tokens)), SampleConfig(steps=2)
+    revealed = reveal(pipe, "a boot", fitting, seeds=[3, 4], config=quick).images
+    assert torch.equal(revealed, sample(pipe, "a boot", seeds=[3, 4], key=fitting.prompt, config=quick).images)
+    assert not torch.equal(revealed, sample(pipe, "a boot", seeds=[3, 4], config=quick).images)
+    weight = pipe.unet.conv_in.weight
+    original = {"unet.conv_in.weight": weight.detach().clone()}
+    with torch.no_grad():
+        weight.mul_(2)
+    with pytest.raises(ModelMismatchError):
+        reveal(pipe, "a boot", fitting, config=quick)
+    exact = KeyFile(replace(record, models=fingerprints(pipe.unet), kind="exact"), fitting.prompt, original)
+    reveal(pipe, "a boot", exact, config=quick)
+    assert torch.equal(weight, original["unet.conv_in.weight"]), "the original is back, and stays"

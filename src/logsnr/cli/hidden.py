@@ -18,7 +18,7 @@ from logsnr.evaluation.erasure_report import Images
 from logsnr.evaluation.hiding import HidingImages, hiding_figures
 from logsnr.evaluation.hiding_report import write_hiding_report
 from logsnr.evaluation.quality import describe
-from logsnr.hiding.publish import bring_back
+from logsnr.hiding.reveal import bring_back
 from logsnr.hiding.wrong import UNSEEN, WRONG, kinds_for, wrong_key
 from logsnr.models.pipeline import Pipeline, network_of
 from logsnr.models.prompted import Prompt

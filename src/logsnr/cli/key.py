@@ -137,7 +137,8 @@ class Key(Opening):
     def _restore(self) -> tuple[dict[str, Any], list[str]]:
         """The original model, from the public one and the vault."""
         from logsnr.core.artifact import staged
-        from logsnr.hiding.publish import open_vault, put_back
+        from logsnr.hiding.publish import open_vault
+        from logsnr.hiding.reveal import put_back
         from logsnr.worlds.load import load
 
         if not self.model or not self.out:

@@ -54,7 +54,7 @@ class Sample(Opening):
 
     def _unlock(self, pipe: Any) -> Any:
         """The prompt of the key, which has to fit the pipeline; an exact key puts the original weights in instead."""
-        from logsnr.hiding.publish import bring_back
+        from logsnr.hiding.reveal import bring_back
 
         if self.key is None:
             if self.identity or self.passphrase_file:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ from logsnr.core.artifact import load_tensors, staged, write_file
 from logsnr.core.config import to_dict
 from logsnr.core.errors import InputError, MissingError
 from logsnr.hiding.config import HideConfig
-from logsnr.hiding.errors import KeyFormatError, KeyShapeError
+from logsnr.hiding.errors import KeyFormatError
 from logsnr.hiding.hide import Hidden
 from logsnr.hiding.keyfile import KeyFile, KeyRecord, fingerprints, metadata
 from logsnr.hiding.lock import Secret, open_sealed, seal
 from logsnr.hiding.manifest import write_manifest
-from logsnr.models.pipeline import Pipeline, component_of, network_of
+from logsnr.models.pipeline import Pipeline, network_of
 from logsnr.models.prompted import Prompt
 
 _VAULT = "logsnr-vault"
@@ -138,32 +138,3 @@ def open_vault(path: Path, identities: Sequence[Secret] = (), passphrase: Secret
         return load(content)
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError):
         raise KeyFormatError(f"{path} cannot be read: it was not made by logsnr") from None
-
-
-def bring_back(pipe: Pipeline, key: KeyFile) -> Prompt | None:
-    """The prompt of a key that fits the pipeline; an exact key puts the original weights in, and needs no prompt.
-
-    Raises:
-        ConceptKeyError: it is of another model, or beyond its dates.
-    """
-    key.check(network_of(pipe))
-    if not key.originals:
-        return key.prompt
-    put_back(pipe, key.originals)
-    return None
-
-
-def put_back(pipe: Pipeline, originals: Mapping[str, Tensor]) -> None:
-    """Give a hidden pipeline original tensors, those of an exact key or of a vault.
-
-    Raises:
-        KeyShapeError: they are those of another model.
-    """
-    network: Any = network_of(pipe)
-    own = {f"{component_of(pipe)}.{name}": value for name, value in network.named_parameters()}
-    wrong = [name for name, value in originals.items() if name not in own or own[name].shape != value.shape]
-    if wrong:
-        raise KeyShapeError(f"the original tensor {wrong[0]!s:.60} does not fit this model")
-    with torch.no_grad():
-        for name, value in originals.items():
-            own[name].copy_(value)
