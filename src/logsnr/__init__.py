@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from logsnr.consistency.config import ConsistencyConfig
     from logsnr.consistency.scheduler import ConsistencyScheduler
     from logsnr.consistency.train import consistency_train
+    from logsnr.continual.config import ContinualConfig
+    from logsnr.continual.learner import continual_run
     from logsnr.core.types import Level
     from logsnr.erasure.config import EraseConfig
     from logsnr.erasure.erase import erase
@@ -37,6 +39,7 @@ _HOMES = {
     "CalibrateConfig": "logsnr.solvers.config",
     "ConsistencyConfig": "logsnr.consistency.config",
     "ConsistencyScheduler": "logsnr.consistency.scheduler",
+    "ContinualConfig": "logsnr.continual.config",
     "Delta": "logsnr.models.delta",
     "EraseConfig": "logsnr.erasure.config",
     "FitConfig": "logsnr.train.config",
@@ -51,6 +54,7 @@ _HOMES = {
     "SchedulerMixin": "diffusers.schedulers.scheduling_utils",
     "calibrate": "logsnr.solvers.calibrate",
     "consistency_train": "logsnr.consistency.train",
+    "continual_run": "logsnr.continual.learner",
     "erase": "logsnr.erasure.erase",
     "explain": "logsnr.solvers.explain",
     "fit": "logsnr.train.loop",
@@ -66,6 +70,7 @@ __all__ = [
     "CalibrateConfig",
     "ConsistencyConfig",
     "ConsistencyScheduler",
+    "ContinualConfig",
     "Delta",
     "EraseConfig",
     "FitConfig",
@@ -80,6 +85,7 @@ __all__ = [
     "SchedulerMixin",
     "calibrate",
     "consistency_train",
+    "continual_run",
     "erase",
     "explain",
     "fit",

@@ -15,6 +15,7 @@ import tyro
 from logsnr.cli.attack import Attack
 from logsnr.cli.calibrate import Calibrate
 from logsnr.cli.consistency import Consistency
+from logsnr.cli.continual import Continual
 from logsnr.cli.demo import Demo
 from logsnr.cli.doctor import Doctor
 from logsnr.cli.erase import Erase
@@ -35,6 +36,7 @@ Verb = (
     | Annotated[Calibrate, _subcommand("calibrate")]
     | Annotated[Train, _subcommand("train")]
     | Annotated[Consistency, _subcommand("consistency")]
+    | Annotated[Continual, _subcommand("continual")]
     | Annotated[Erase, _subcommand("erase")]
     | Annotated[Hide, _subcommand("hide")]
     | Annotated[Reveal, _subcommand("reveal")]

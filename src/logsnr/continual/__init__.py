@@ -1,0 +1,1 @@
+"""Continual learning of a classifier and of the generator that replays for it."""

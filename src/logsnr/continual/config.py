@@ -1,0 +1,100 @@
+"""How a classifier and its generator learn experience after experience; imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from logsnr.core.errors import InputError
+
+Mode = Literal["none", "frozen", "mean", "learned"]
+Start = Literal["most", "less", "mean", "noise", "medoid"]
+
+
+@dataclass(frozen=True)
+class ContinualConfig:
+    """One run over a stream. ``STRATEGIES`` has combinations with a name."""
+
+    memory: Literal["none", "all", "exemplars", "generator"] = "generator"
+    """What an experience has of those before it: nothing, all their images, a few of them, or a generator."""
+    exemplar_bytes: int = 0
+    """exemplars: how much the kept images may weigh, as bytes of grey or colour values."""
+    prototypes: Mode = "learned"
+    """An image of each class that the generator reads: none, a training image, the mean image, or a learned one."""
+    prototype_start: Start = "most"
+    """Where a prototype begins: the training image that the classifier is most or least sure of, the mean image, noise,
+    or the image nearest to the mean in the classifier's features."""
+    prototype_size: int = 0
+    """Its side in pixels, enlarged where it is read; 0 for that of the images."""
+    prototype_storage: Literal["float32", "float16", "uint8"] = "float32"
+    """What it is rounded to once its experience is over."""
+    prototype_learning_rate: float = 1e-2
+    pull_weight: float = 1e-2
+    """How strongly a learned prototype is pulled to its start, in units of its learning rate."""
+    conditioning: Literal["concat", "tokens", "both"] = "both"
+    """Where the generator reads a prototype: as further channels of its input, as tokens of its text, or both."""
+    projection: Literal["none", "gradient", "update"] = "update"
+    """Whether keys and values of the cross-attention are kept on the tokens of old classes: by projecting gradients, as
+    GPM does, or exactly, by projecting what a step did."""
+    label_dropout: float = 0.2
+    """How often a row is trained without its class."""
+    distill_weight: float = 0.0
+    """Weight of what the old generator says of replayed images."""
+    images_per_class: int = 64
+    """Replayed images of each old class, made once an experience."""
+    sampling_steps: int = 20
+    guidance_scale: float = 2.0
+    classifier_guidance: float = 0.0
+    """Scale of the old classifier's gradient in replay (DDGR's way)."""
+    classifier_epochs: int = 30
+    classifier_learning_rate: float = 0.05
+    classifier_batch: int = 64
+    generator_steps: int = 600
+    generator_learning_rate: float = 1e-3
+    generator_batch: int = 64
+    token_width: int = 128
+    channels: tuple[int, ...] = (32, 64)
+    """Channels of the generator's levels."""
+    skip_last_generator: bool = False
+    """Leave out the generator's training in the last experience, as the released code does."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("images_per_class", "sampling_steps", "classifier_epochs", "generator_steps", "token_width"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if not 0 <= self.label_dropout < 1 or min(self.distill_weight, self.classifier_guidance, self.pull_weight) < 0:
+            raise InputError("label_dropout is a share below 1, and weights and guidance are not negative")
+        if self.memory == "exemplars" and self.exemplar_bytes < 1:
+            raise InputError("exemplars need bytes: say how many in exemplar_bytes")
+        if any(width % 16 for width in self.channels) or not self.channels:
+            raise InputError(f"channels are {self.channels}: they must be multiples of 16")
+
+
+_PLAIN: dict[str, Any] = {"prototypes": "none", "projection": "none"}
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "finetune": {"memory": "none"},
+    "joint": {"memory": "all"},
+    "er-state": {"memory": "exemplars"},
+    "er-total": {"memory": "exemplars"},
+    "replay": _PLAIN,
+    "replay-guided": {**_PLAIN, "classifier_guidance": 1.0},
+    "cpdm-frozen": {"prototypes": "frozen", "projection": "none", "conditioning": "concat"},
+    "cpdm-learned": {"prototypes": "learned", "projection": "none"},
+    "projection": {"prototypes": "none", "projection": "update"},
+    "gppdm": {"prototypes": "learned", "projection": "update"},
+}
+"""Options by the name of a strategy: no memory, all data, exemplars of equal bytes to a generator's state or to all of
+it, generative replay, guided by the classifier as in DDGR, with the released code's prototypes (2312.06710), with ones
+that learn, with projection alone, and with both."""
+
+
+def strategy(name: str, **changes: Any) -> ContinualConfig:
+    """The configuration of a strategy, with changes.
+
+    Raises:
+        InputError: there is no such strategy, or exemplars without bytes.
+    """
+    if name not in STRATEGIES:
+        raise InputError(f"there is no strategy {name!r}: use one of {', '.join(STRATEGIES)}")
+    return replace(ContinualConfig(), **{**STRATEGIES[name], **changes})

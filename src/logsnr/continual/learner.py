@@ -1,0 +1,252 @@
+"""The learner: experience after experience, replay, classifier, prototypes, generator, projection, and what it weighs.
+
+Everything that a later experience needs is written to OUT/experience-K under a temporary name; a run that was killed
+goes on from the last whole experience, and inside one from the last checkpoint of its training.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from logsnr.continual.config import ContinualConfig
+from logsnr.continual.generator import ReplayGenerator
+from logsnr.continual.method import ClassifierMethod, GeneratorMethod, only
+from logsnr.continual.prototypes import PrototypeBank, starts_of
+from logsnr.continual.replay import Mixed, ReplayBank, exemplars, replay, seen_before
+from logsnr.continual.saved import PROTOTYPES, save_generator
+from logsnr.core.artifact import load_tensors, save_tensors, staged, write_json
+from logsnr.core.config import read_json, to_dict
+from logsnr.core.errors import InputError
+from logsnr.data.labelled import LabelledData, Part, take_all
+from logsnr.data.stream import Experience
+from logsnr.metrics.continual import summary
+from logsnr.metrics.judge import Judge, judge_images
+from logsnr.train.config import FitConfig
+from logsnr.train.loop import fit
+from logsnr.train.projection import GradientProjectionMemory
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a run is: the experience, what it does, and the step of that training."""
+
+    experience: int
+    phase: str
+    step: int
+    steps: int
+
+
+class Learner:
+    """A classifier and, if its memory is one, a generator; ``run`` learns a stream and yields moments.
+
+    Raises:
+        InputError: the stream is empty, or ``out`` holds a run of another stream or configuration.
+    """
+
+    def __init__(self, stream: Sequence[Experience], config: ContinualConfig, out: Path | None = None):
+        if not stream:
+            raise InputError("there is no experience to learn: give a stream of at least one")
+        self.stream, self.config, self.out = list(stream), config, out
+        self.names = stream[0].train.classes
+        first = stream[0].train.take(torch.tensor([0]))["image"]
+        self.shape = tuple(first.shape[1:])
+        torch.manual_seed(config.seed)
+        self.classifier = Judge(channels=self.shape[0], size=self.shape[1], width=16, classes=self.names)
+        storage = {"size": config.prototype_size, "storage": config.prototype_storage}
+        self.prototypes = PrototypeBank(self.shape, mode=config.prototypes, **storage)
+        self.memory = GradientProjectionMemory(apply=config.projection)
+        self.generator = ReplayGenerator(config, self.shape, self.prototypes) if self.replays else None
+        self.matrix: list[list[float]] = []
+        self.masked: list[list[float]] = []
+        self.records: list[dict[str, Any]] = []
+        if out:
+            self._check(out)
+
+    @property
+    def replays(self) -> bool:
+        """Whether its memory is a generator."""
+        return self.config.memory == "generator"
+
+    def run(self) -> Generator[Moment, None, dict[str, Any]]:
+        """Learn all experiences, going on where ``out`` ended, and return ``result``."""
+        for experience in self.stream[self._restore() :]:
+            yield from self._learn(experience)
+        return self.result()
+
+    def result(self) -> dict[str, Any]:
+        """Accuracies among all classes seen, and within each experience's own, with what both matrices say."""
+        counts = [len(experience.test) for experience in self.stream]
+        return {
+            "accuracy_matrix": self.matrix,
+            **summary(self.matrix, counts),
+            "task_il": {"accuracy_matrix": self.masked, **summary(self.masked, counts)},
+            "experiences": self.records,
+        }
+
+    def _learn(self, experience: Experience) -> Generator[Moment, None, None]:
+        start, old = time.monotonic(), self._old_data(experience)
+        mixed = Mixed(experience.train, old)
+        steps = -(-len(mixed) * self.config.classifier_epochs // self.config.classifier_batch)
+        method = ClassifierMethod(self.classifier.train(), experience.seen, self.config)
+        yield from self._fit(experience, "classifier", method, mixed, steps, self.config.classifier_batch)
+        self.classifier.eval()
+        made = time.monotonic()
+        last = experience.index == len(self.stream) - 1
+        if self.generator is not None and not (last and self.config.skip_last_generator):
+            yield from self._generate(experience, mixed)
+        self._measure(experience)
+        seconds = {"classifier": round(made - start, 1), "generator": round(time.monotonic() - made, 1)}
+        record = {"experience": experience.index, "classes": list(experience.classes), "seconds": seconds}
+        self.records.append(record | self._sizes(old))
+        self._write(experience, old)
+
+    def _generate(self, experience: Experience, mixed: Mixed) -> Generator[Moment, None, None]:
+        """Prototypes of the new classes, the generator's training, and what its keys and values now have to keep."""
+        assert self.generator is not None
+        config, classes = self.config, experience.classes
+        if config.prototypes != "none":
+            start = "mean" if config.prototypes == "mean" else config.prototype_start
+            found = starts_of(experience.train, classes, start, self.classifier, seed=config.seed)
+            self.prototypes.begin(found)
+        before = copy.deepcopy(self.generator).eval().requires_grad_(False) if config.distill_weight else None
+        method = GeneratorMethod(self.generator.train(), self.memory, config, before)
+        steps, batch = config.generator_steps, config.generator_batch
+        yield from self._fit(experience, "generator", method, mixed, steps, batch)
+        self.prototypes.finish()
+        self.memory.remember(self.generator.old_tokens(classes), self.generator.key_values())
+
+    def _fit(
+        self, experience: Experience, phase: str, method: Any, data: Mixed, steps: int, batch: int
+    ) -> Generator[Moment, None, None]:
+        out = self.out / "work" / f"{experience.index}-{phase}" if self.out else None
+        seed = self.config.seed * 1000 + experience.index
+        run = FitConfig(steps=steps, batch_size=batch, seed=seed, warmup=0, decay="cosine", cpu=True, out=out)
+        for found in fit(method, data, replace(run, resume=bool(out and out.exists()))):
+            yield Moment(experience.index, phase, found.step, found.steps)
+
+    def _old_data(self, experience: Experience) -> ReplayBank | None:
+        """What the memory has of the classes before."""
+        before = self.stream[: experience.index]
+        if not before or self.config.memory == "none":
+            return None
+        if self.config.memory == "all":
+            return seen_before([each.train for each in before], self.names)
+        if self.config.memory == "exemplars":
+            parts = {label: _of_class(before, label) for label in experience.previous}
+            return exemplars(parts, self.config.exemplar_bytes, self.names, self.config.seed)
+        return self._replayed(experience)
+
+    def _replayed(self, experience: Experience) -> ReplayBank:
+        assert self.generator is not None
+        place = self.out / "work" / f"{experience.index}-replay.safetensors" if self.out else None
+        if place and place.exists():
+            return ReplayBank.open(place, self.names)
+        guide = self.classifier.eval() if self.config.classifier_guidance else None
+        classes, index = experience.previous, experience.index
+        made = replay(self.generator, classes, self.names, experience=index, config=self.config, classifier=guide)
+        if place:
+            made.save(place)
+        return made
+
+    @torch.no_grad()
+    def _measure(self, experience: Experience) -> None:
+        """Accuracy on every experience so far: among all classes seen, and among the experience's own."""
+        seen, rows = torch.tensor(experience.seen), []
+        for each in self.stream[: experience.index + 1]:
+            items = take_all(each.test)
+            logits = judge_images(self.classifier, items["image"])[1]
+            own = torch.tensor(each.classes)
+            rows.append([_accuracy(only(logits, classes), items["label"]) for classes in (seen, own)])
+        full, masked = zip(*rows, strict=True)
+        self.matrix.append(list(full))
+        self.masked.append(list(masked))
+
+    def _sizes(self, old: ReplayBank | None) -> dict[str, Any]:
+        """What the next experience has to carry, and what was needed in between, in bytes of tensors."""
+        carried = {"classifier": _bytes(self.classifier.state_dict())}
+        if self.generator is not None:
+            carried["generator"] = _bytes(self.generator.unet.state_dict())
+            carried["prototypes"] = _bytes(self.prototypes.tensors())
+            carried["projection"] = _bytes(self.memory.state()) if self.config.projection != "none" else 0
+        elif self.config.memory != "none":
+            carried["images"] = old.num_bytes if old else 0
+        transient = {"replay": old.num_bytes} if old and self.replays else {}
+        return {"bytes": carried, "transient_bytes": transient}
+
+    # What stands on disk
+
+    def _check(self, out: Path) -> None:
+        stream = [[list(each.classes), len(each.train), len(each.test)] for each in self.stream]
+        settings, told = {"config": to_dict(self.config), "stream": stream}, out / "run.json"
+        if told.exists() and read_json(told) != settings:
+            raise InputError(f"{out} holds a run of another stream or configuration: choose another folder")
+        write_json(told, settings)
+
+    def _place(self, index: int) -> Path:
+        assert self.out is not None
+        return self.out / f"experience-{index}"
+
+    def _write(self, experience: Experience, old: ReplayBank | None) -> None:
+        if self.out is None:
+            return
+        with staged(self._place(experience.index)) as folder:
+            self.classifier.save_pretrained(folder / "classifier")
+            if self.generator is not None:
+                save_generator(folder, self.generator, self.names)
+                save_tensors(folder / "projection.safetensors", self.memory.state())
+            write_json(folder / "state.json", self.result())
+
+    def _restore(self) -> int:
+        """How many experiences are done; their last one is taken up."""
+        done = 0
+        while self.out and self._place(done).exists() and done < len(self.stream):
+            done += 1
+        if not done:
+            return 0
+        folder = self._place(done - 1)
+        state = read_json(folder / "state.json")
+        self.matrix, self.masked = state["accuracy_matrix"], state["task_il"]["accuracy_matrix"]
+        self.records = state["experiences"]
+        self.classifier.load_state_dict(Judge.from_pretrained(folder / "classifier").state_dict())
+        self.classifier.eval()
+        if self.generator is not None:
+            self.generator.unet.load_state_dict(UNet2DConditionModel.from_pretrained(folder / "unet").state_dict())
+            self.prototypes.load(load_tensors(folder / PROTOTYPES))
+            self.memory.load_state(load_tensors(folder / "projection.safetensors"))
+        return done
+
+
+def continual_run(
+    stream: Sequence[Experience], config: ContinualConfig | None = None, *, out: Path | None = None
+) -> Generator[Moment, None, dict[str, Any]]:
+    """Learn a stream, yield moments, and return accuracies, forgetting and bytes; ``Learner`` keeps what was learned.
+
+    With an ``out`` everything is kept there, and a run that was cut goes on exactly.
+
+    Raises:
+        InputError: the stream is empty, or ``out`` holds a run of another stream or configuration.
+    """
+    return Learner(stream, config or ContinualConfig(), out).run()
+
+
+def _of_class(before: Sequence[Experience], label: int) -> LabelledData:
+    """A class's training images in the first experience that showed it."""
+    first = next(each for each in before if label in each.classes)
+    return Part(first.train, (first.train.labels == label).nonzero()[:, 0])
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> float:
+    return float((logits.argmax(1) == labels).float().mean())
+
+
+def _bytes(tensors: dict[str, Tensor]) -> int:
+    return sum(value.numel() * value.element_size() for value in tensors.values())

@@ -1,0 +1,134 @@
+"""The two trainings of an experience: the classifier on new and replayed images, then the generator on both.
+
+Labelled reconstruction: 2312.06710 released no code of its projection. Here, after every optimiser step, keys and
+values of the cross-attention are brought back to what they said of old classes' tokens, so those say for ever what they
+said when their class came. All else of the generator is free, so replay stays necessary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from logsnr.continual.config import ContinualConfig
+from logsnr.continual.generator import ReplayGenerator
+from logsnr.continual.prototypes import PrototypeBank, is_learned
+from logsnr.metrics.judge import Judge
+from logsnr.train.method import Batch, Group, Loss, load_module_state, module_state
+from logsnr.train.projection import GradientProjectionMemory
+
+
+class ClassifierMethod:
+    """Cross entropy over the classes seen so far; ``data`` has ``image`` and ``label``."""
+
+    def __init__(self, classifier: Judge, seen: Sequence[int], config: ContinualConfig):
+        self.classifier, self.config = classifier, config
+        self.seen = torch.tensor(list(seen))
+
+    def loss(self, batch: Batch, step: int) -> Loss:
+        logits = only(self.classifier(batch["image"]), self.seen)
+        right = (logits.argmax(1) == batch["label"]).float().mean()
+        return Loss(functional.cross_entropy(logits, batch["label"]), {"accuracy": right})
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"classifier": self.classifier}
+
+    def parameter_groups(self) -> list[Group]:
+        return [Group(list(self.classifier.parameters()), self.config.classifier_learning_rate, 5e-4)]
+
+    def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(groups, momentum=0.9)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return module_state(classifier=self.classifier), {}
+
+    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        load_module_state(tensors, classifier=self.classifier)
+
+    def preview(self) -> None:
+        return None
+
+    def export(self, folder: Path) -> None:
+        self.classifier.save_pretrained(folder / "classifier")
+
+
+def only(logits: Tensor, classes: Tensor) -> Tensor:
+    """Logits (n, all classes) with those of other classes at minus infinity."""
+    masked = torch.full_like(logits, -torch.inf)
+    masked[:, classes] = logits[:, classes]
+    return masked
+
+
+class GeneratorMethod:
+    """Noise prediction of new and replayed images, given classes and prototypes.
+
+    ``old`` is the generator before the experience, for distillation on ``replayed`` rows.
+    """
+
+    def __init__(
+        self,
+        source: ReplayGenerator,
+        memory: GradientProjectionMemory,
+        config: ContinualConfig,
+        old: ReplayGenerator | None = None,
+    ):
+        self.source, self.memory, self.config, self.old = source, memory, config, old
+        times = [source.schedule.level((k + 1) / 1000) for k in range(1000)]
+        self.alphas, self.sigmas = (torch.tensor([getattr(at, name) for at in times]) for name in ("alpha", "sigma"))
+
+    @property
+    def prototypes(self) -> PrototypeBank:
+        """Those of the generator."""
+        return self.source.prototypes
+
+    def loss(self, batch: Batch, step: int) -> Loss:
+        x0, labels = batch["image"], batch["label"]
+        places, noise = batch.integers(0, 1000), batch.normal(*x0.shape[1:])
+        alpha, sigma = (table.to(x0)[places].view(-1, 1, 1, 1) for table in (self.alphas, self.sigmas))
+        xt, dropped = alpha * x0 + sigma * noise, batch.uniform() < self.config.label_dropout
+        cond = self.source.condition(labels, dropped)
+        found = self.source(xt, places.to(x0), **cond)
+        value = (found - noise).square().mean()
+        logs = {"denoising": value.detach()}
+        if self.old is not None and self.config.distill_weight:
+            with torch.no_grad():
+                said = self.old(xt, places.to(x0), **self.old.condition(labels, dropped))
+            gaps = (found - said).square().flatten(1).mean(1) * batch["replayed"]
+            distilled = gaps.sum() / len(gaps)
+            value, logs = value + self.config.distill_weight * distilled, {**logs, "distilled": distilled.detach()}
+        return Loss(value, logs)
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"source": self.source}
+
+    def parameter_groups(self) -> list[Group]:
+        groups = [Group(list(self.source.unet.parameters()), self.config.generator_learning_rate)]
+        if is_learned(self.prototypes):
+            groups.append(Group(list(self.prototypes.current.parameters()), self.config.prototype_learning_rate))
+        return groups
+
+    def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """AdamW; after its step prototypes are pulled, and keys and values brought back."""
+        made = torch.optim.AdamW(groups, weight_decay=0.0)
+        if len(groups) > 1:
+            own = made.param_groups[1]
+            made.register_step_post_hook(lambda *_: self.prototypes.pull(self.config.pull_weight, own["lr"]))
+        self.memory.attach(self.source.unet, made)
+        return made
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return module_state(source=self.source), {}
+
+    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        load_module_state(tensors, source=self.source)
+
+    def preview(self) -> None:
+        return None
+
+    def export(self, folder: Path) -> None:
+        self.source.unet.save_pretrained(folder / "unet")

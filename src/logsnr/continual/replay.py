@@ -1,0 +1,183 @@
+"""Replay: images of old classes, made once an experience, kept without loss, and dealt out class by class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from logsnr.continual.config import ContinualConfig
+from logsnr.continual.generator import ReplayGenerator
+from logsnr.core.artifact import load_tensors, save_tensors
+from logsnr.core.errors import InputError
+from logsnr.core.random import generator
+from logsnr.core.types import Level, Prediction
+from logsnr.data.labelled import LabelledData, take_all
+from logsnr.metrics.judge import Judge
+from logsnr.models.denoiser import Conditioning, NetworkDenoiser
+from logsnr.schedules.grids import GRIDS
+from logsnr.solvers.exponential import Exponential
+from logsnr.solvers.noise import start_noise
+from logsnr.solvers.sample import sample_steps
+
+
+@dataclass(frozen=True)
+class ReplayBank:
+    """Images (n, channels, size, size) as bytes with their labels (n,): a data set that stands alone."""
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Tensor) -> dict[str, Tensor]:
+        """``image`` in [-1, 1] and ``label``."""
+        return {"image": self.images[indices].float() / 127.5 - 1, "label": self.labels[indices]}
+
+    @property
+    def num_bytes(self) -> int:
+        """What the images weigh."""
+        return self.images.numel()
+
+    def save(self, path: Path) -> None:
+        """As safetensors, bit by bit."""
+        save_tensors(path, {"images": self.images, "labels": self.labels})
+
+    @classmethod
+    def open(cls, path: Path, classes: tuple[str, ...]) -> ReplayBank:
+        """The inverse of ``save``."""
+        tensors = load_tensors(path)
+        return cls(tensors["images"], tensors["labels"], classes)
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Images in [-1, 1] as bytes."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def replay(
+    source: ReplayGenerator,
+    classes: Sequence[int],
+    names: tuple[str, ...],
+    *,
+    experience: int,
+    config: ContinualConfig,
+    classifier: Judge | None = None,
+    batch_size: int = 64,
+) -> ReplayBank:
+    """``images_per_class`` images of each class; image i of a class depends on (seed, experience, class, i) alone.
+
+    A ``classifier`` guides them by its gradient, if the configuration says so.
+    """
+    labels = torch.tensor([label for label in classes for _ in range(config.images_per_class)], dtype=torch.long)
+    keys = [(label, i) for label in classes for i in range(config.images_per_class)]
+    seeds = [_seed(config.seed, experience, *key) for key in keys]
+    made = [
+        draw(source, part, seeds[start : start + batch_size], config, classifier)
+        for start, part in zip(range(0, len(labels), batch_size), labels.split(batch_size), strict=True)
+    ]
+    images = torch.cat(made) if made else torch.zeros(0, *source.shape)
+    return ReplayBank(to_bytes(images), labels, names)
+
+
+def _seed(seed: int, experience: int, label: int, place: int) -> int:
+    return generator(seed, "replay", experience, label, place).initial_seed() % 2**31
+
+
+@torch.no_grad()
+def draw(
+    source: ReplayGenerator, labels: Tensor, seeds: Sequence[int], config: ContinualConfig, classifier: Judge | None
+) -> Tensor:
+    """Images (n, channels, size, size) of labels (n,), one a seed, by DPM-Solver++."""
+    denoiser = source.denoiser(config.guidance_scale)
+    grid = GRIDS["log-snr"](source.schedule, config.sampling_steps)
+    guided = ByClassifier(denoiser, classifier, labels, config.classifier_guidance) if classifier else denoiser
+    x = start_noise(seeds, source.shape, grid[0])
+    source.eval()
+    steps = sample_steps(guided, x, grid, Exponential(2), cond=source.conditioning(labels))
+    for made in steps:
+        x = made
+    return x
+
+
+class ByClassifier:
+    """A denoiser whose clean estimate is moved up a classifier's log-probability of the class (DDGR's guidance)."""
+
+    def __init__(self, inner: NetworkDenoiser, classifier: Judge, labels: Tensor, scale: float):
+        self.inner, self.classifier, self.labels, self.scale = inner, classifier, labels, scale
+
+    def __call__(self, xt: Tensor, level: Level, cond: Conditioning | None = None) -> Prediction:
+        found = self.inner(xt, level, cond)
+        if not self.scale:
+            return found
+        with torch.enable_grad():
+            clean = found.x0.detach().clamp(-1, 1).requires_grad_()
+            logs = self.classifier(clean).log_softmax(1)[torch.arange(len(xt)), self.labels]
+            slope = torch.autograd.grad(logs.sum(), clean)[0]
+        x0 = found.x0 + self.scale * min(level.sigma**2 / level.alpha**2, 1.0) * slope
+        return Prediction(x0, (xt - level.alpha * x0) / level.sigma)
+
+
+class Mixed:
+    """New images, and old ones again and again until each class has as many as a new one has on average.
+
+    An epoch shows every new image once. ``replayed`` says which rows are old.
+    """
+
+    def __init__(self, new: LabelledData, old: LabelledData | None):
+        self.new, self.old = new, old if old is not None and len(old) else None
+        rows = [torch.arange(len(new))]
+        if self.old is not None:
+            per_class = round(len(new) / max(len(new.labels.unique()), 1))
+            for label in self.old.labels.unique():
+                own = (self.old.labels == label).nonzero()[:, 0]
+                rows.append(len(new) + own[torch.arange(per_class) % len(own)])
+        self.rows = torch.cat(rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, indices: Tensor) -> dict[str, Tensor]:
+        """``image``, ``label`` and ``replayed`` of the items."""
+        rows = self.rows[indices]
+        is_old = rows >= len(self.new)
+        found: dict[str, Tensor] = {"replayed": is_old}
+        fresh = self.new.take(rows[~is_old])
+        if self.old is None or not is_old.any():
+            return found | {name: fresh[name] for name in ("image", "label")}
+        again = self.old.take(rows[is_old] - len(self.new))
+        for name in ("image", "label"):
+            values = torch.zeros((len(rows), *fresh[name].shape[1:]), dtype=fresh[name].dtype)
+            values[~is_old], values[is_old] = fresh[name], again[name]
+            found[name] = values
+        return found
+
+
+def exemplars(data: Mapping[int, LabelledData], num_bytes: int, names: tuple[str, ...], seed: int) -> ReplayBank:
+    """As many images of each class as weigh so much together, drawn from each class's data.
+
+    Raises:
+        InputError: not even one image of each class fits.
+    """
+    first = next(iter(data.values())).take(torch.tensor([0]))["image"]
+    each = num_bytes // (first[0].numel() * len(data))
+    if each < 1:
+        raise InputError(f"{num_bytes} bytes hold no image of each of {len(data)} classes: allow more")
+    images, labels = [], []
+    for label, items in data.items():
+        order = torch.randperm(len(items), generator=generator(seed, "exemplars", label))[:each]
+        images.append(to_bytes(items.take(order)["image"]))
+        labels.append(torch.full((len(order),), label))
+    return ReplayBank(torch.cat(images), torch.cat(labels), names)
+
+
+def seen_before(parts: Sequence[LabelledData], names: tuple[str, ...]) -> ReplayBank:
+    """All images of earlier experiences, for the joint upper bound."""
+    items = [take_all(part) for part in parts]
+    images = torch.cat([to_bytes(item["image"]) for item in items])
+    return ReplayBank(images, torch.cat([item["label"] for item in items]), names)
