@@ -341,6 +341,10 @@ class TestProjection:
             for k, w in learner.generator.key_values().items()  # type: ignore[union-attr]
         ]
         assert (max(drifts) <= 1e-5) if kept else (max(drifts) > 1e-3)
+        told = learner.records[-1].get("key_value_drift")
+        assert (told is None) == (kind == "none")
+        assert told is None or (told <= 1e-5) == kept
+        assert kind != "gradient" or told >= 0.9 * max(drifts), "the record says it of all old tokens"
 
     def test_directions_only_grow(self) -> None:
         learner = Learner(stream(2), quick())

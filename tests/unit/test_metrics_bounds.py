@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from logsnr.core.errors import InputError
-from logsnr.metrics.bounds import bootstrap_interval, clopper_pearson_upper, paired_bootstrap_ratio, wilson
+from logsnr.metrics.bounds import bootstrap_interval, clopper_pearson_upper, paired_bootstrap_ratio, t_interval, wilson
 
 
 def normal(num, seed=0):
@@ -121,3 +121,13 @@ def test_values_that_are_no_pairs_are_refused():
 def test_a_ratio_to_nothing_is_refused(denominator):
     with pytest.raises(InputError, match="may be 0"):
         paired_bootstrap_ratio(torch.ones(20), denominator)
+
+
+def test_students_interval_is_the_textbooks() -> None:
+    values = torch.tensor([0.02, 0.05, 0.01, 0.04, 0.03])
+    low, high = t_interval(values)
+    half = 2.776 * float(values.std()) / 5**0.5
+    assert (low + high) / 2 == pytest.approx(0.03)
+    assert (high - low) / 2 == pytest.approx(half, rel=1e-3)
+    with pytest.raises(InputError, match="at least 2"):
+        t_interval(values[:1])

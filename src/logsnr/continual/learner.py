@@ -105,8 +105,11 @@ class Learner:
             yield from self._generate(experience, mixed)
         self._measure(experience)
         seconds = {"classifier": round(made - start, 1), "generator": round(time.monotonic() - made, 1)}
-        record = {"experience": experience.index, "classes": list(experience.classes), "seconds": seconds}
-        self.records.append(record | self._sizes(old))
+        record: dict[str, Any] = {"experience": experience.index, "classes": list(experience.classes)}
+        if self.generator is not None and self.config.projection != "none" and experience.previous:
+            tokens = self.generator.old_tokens(experience.previous)
+            record["key_value_drift"] = self.memory.drift(tokens, self.generator.key_values())
+        self.records.append(record | {"seconds": seconds} | self._sizes(old))
         self._write(experience, old)
 
     def _generate(self, experience: Experience, mixed: Mixed) -> Generator[Moment, None, None]:

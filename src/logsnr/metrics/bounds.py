@@ -78,6 +78,18 @@ def paired_bootstrap_ratio(
     return _bootstrap((_column(a), _column(b)), ratio, seed, num_resamples, confidence)
 
 
+def t_interval(values: Tensor, confidence: float = 0.95) -> Interval:
+    """Student's interval of the mean of a few normal values (n,), such as paired differences by seed.
+
+    Raises:
+        InputError: fewer than two values, a value that is not finite, or confidence outside (0, 1).
+    """
+    _check_confidence(confidence)
+    column = _column(values)
+    low, high = stats.t.interval(confidence, len(column) - 1, column.mean(), stats.sem(column))
+    return float(low), float(high)
+
+
 def _bootstrap(
     columns: tuple[np.ndarray, ...],
     statistic: Callable[..., np.ndarray],

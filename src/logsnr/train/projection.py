@@ -120,6 +120,20 @@ class GradientProjectionMemory:
     def _of(self, weights: Mapping[str, Any]) -> list[tuple[str, _Basis]]:
         return [(name, basis) for basis in self._bases.values() for name in basis.anchors if name in weights]
 
+    @torch.no_grad()
+    def drift(self, inputs: Tensor, weights: Mapping[str, Tensor]) -> float:
+        """How far weights say something else of remembered inputs (n, d) than when these came: the greatest share.
+
+        Inputs have to lie in what is kept, as all that were remembered with "exact" rank do.
+        """
+        gaps = [0.0]
+        for name, basis in self._of(weights):
+            inside = inputs.detach().double().cpu() @ basis.directions
+            now = inside @ (weights[name].detach().flatten(1).double().cpu() @ basis.directions).T
+            before = inside @ basis.anchors[name].T
+            gaps.append(float(((now - before).norm(dim=1) / before.norm(dim=1).clamp(min=1e-30)).max()))
+        return max(gaps)
+
     def attach(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """From now on every step of the optimiser keeps the module's weights; names are those in the module."""
         weights = dict(module.named_parameters())

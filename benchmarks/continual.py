@@ -1,0 +1,158 @@
+"""Continual learning: every strategy on the same streams, class order shuffled by seed; and the table of all runs.
+
+    python benchmarks/continual.py run [--tier digits] [--strategies gppdm replay ...] [--seeds 1 2 3 4 5]
+    python benchmarks/continual.py look --strategies gppdm --options '{...}'
+    python benchmarks/continual.py report
+
+Strategies share networks, steps, replays and seeds. ``er-state`` keeps as many bytes of images as the prototypes and
+the projection of ``gppdm`` weigh in the run of the same seed, ``er-total`` its generator's too, so that comes first.
+Options were chosen on seed 100 and its validation images. What is done is kept in results/continual/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from record import RESULTS, headline, write_result
+
+from logsnr.continual.config import STRATEGIES, ContinualConfig, strategy
+from logsnr.continual.learner import Learner
+from logsnr.core.artifact import write_json
+from logsnr.core.errors import InputError
+from logsnr.data.digits import load_digits
+from logsnr.data.fashion import load_fashion
+from logsnr.data.stream import make_stream, split_classes
+from logsnr.metrics.bounds import t_interval
+
+KEPT, WORK = RESULTS / "continual", Path("runs") / "continual"
+TUNED = 100
+ORDER = ("gppdm", "replay", "finetune", "joint", "er-state", "er-total", "cpdm-frozen", "cpdm-learned", "projection")
+TIERS: dict[str, dict[str, Any]] = {
+    "digits": {"generator_steps": 600, "images_per_class": 64},
+    "fashion": {
+        "generator_steps": 1500,
+        "images_per_class": 200,
+        "channels": (16, 32, 64),
+        "classifier_epochs": 3,
+        "generator_learning_rate": 1e-3,
+    },
+}
+
+
+def place_of(tier: str, name: str, seed: int) -> Path:
+    """Where a run's result is kept."""
+    return KEPT / f"{tier}-{name}-{seed}.json"
+
+
+def config_of(tier: str, name: str, seed: int, changes: dict[str, Any]) -> ContinualConfig:
+    """A strategy on a tier; exemplars weigh what the run of ``gppdm`` with this seed does."""
+    extra: dict[str, Any] = {}
+    if name.startswith("er-"):
+        ours = place_of(tier, "gppdm", seed)
+        if not ours.exists():
+            raise InputError(f"{name} needs the bytes of gppdm with seed {seed}: run that first")
+        carried = json.loads(ours.read_text())["experiences"][-1]["bytes"]
+        parts = ("prototypes", "projection", *(("generator",) if name == "er-total" else ()))
+        extra = {"exemplar_bytes": sum(carried[part] for part in parts)}
+    return replace(strategy(name, **extra), **{**TIERS[tier], "seed": seed, **changes})
+
+
+def learn(tier: str, name: str, seed: int, changes: dict[str, Any]) -> dict[str, Any]:
+    """One run, going on where it was cut; with a seed for tuning it is measured on validation images."""
+    torch.set_num_threads(1)
+    load = load_digits if tier == "digits" else load_fashion
+    train, test = load("train"), load("test")
+    stream = make_stream(train, test, split_classes(10, 5, order_seed=seed), seed=seed)
+    if seed >= TUNED:
+        stream = [replace(each, test=each.validation) for each in stream]
+    out = WORK / f"{tier}-{name}-{seed}" if not changes else None
+    run, last = Learner(stream, config_of(tier, name, seed, changes), out).run(), None
+    while True:
+        try:
+            moment = next(run)
+        except StopIteration as ended:
+            return {"tier": tier, "strategy": name, "seed": seed, **ended.value}
+        if (moment.experience, moment.phase) != last:
+            last = (moment.experience, moment.phase)
+            print(f"{name}, seed {seed}: {moment.phase} of experience {moment.experience}", flush=True)
+
+
+def results() -> Iterator[dict[str, Any]]:
+    """All runs that are reported."""
+    for place in sorted(KEPT.glob("*.json")):
+        found = json.loads(place.read_text())
+        if found["seed"] < TUNED:
+            yield found
+
+
+def paired(runs: Sequence[dict[str, Any]], tier: str, first: str, second: str, figure: str) -> list[float]:
+    """Differences of a figure by seed."""
+    by = {(run["strategy"], run["seed"]): run[figure] for run in runs if run["tier"] == tier}
+    return [by[first, seed] - by[second, seed] for name, seed in by if name == first and (second, seed) in by]
+
+
+def report() -> None:
+    """Rows of all runs, and headlines of the greatest tier that has both ``gppdm`` and ``replay``."""
+    runs = list(results())
+    tiers = [tier for tier in ("fashion", "digits") if paired(runs, tier, "gppdm", "replay", "final_accuracy")]
+    headlines = []
+    if tiers:
+        tier = tiers[0]
+        gains = {
+            "accuracy_gain_over_replay_low": ("replay", "final_accuracy", 1.0, 0.02),
+            "forgetting_gain_over_replay_low": ("replay", "forgetting_max", -1.0, 0.0001),
+        }
+        for name, (second, figure, sign, goal) in gains.items():
+            found = [sign * value for value in paired(runs, tier, "gppdm", second, figure)]
+            low, high = t_interval(torch.tensor(found))
+            headlines.append(headline(name, low, goal, ">=", (low, high)))
+        for name, first, second, goal, sense in (
+            ("accuracy_gain_over_equal_bytes", "gppdm", "er-state", -1.0, ">="),
+            ("joint_gap", "joint", "gppdm", 0.05, "<="),
+        ):
+            if found := paired(runs, tier, first, second, "final_accuracy"):
+                interval = t_interval(torch.tensor(found))
+                headlines.append(headline(name, sum(found) / len(found), goal, sense, interval))
+        drifts = [each["key_value_drift"] for run in runs for each in run["experiences"] if "key_value_drift" in each]
+        headlines.append(headline("key_value_drift", max(drifts), 1e-5, "<="))
+    protocol = {
+        "name": "continual",
+        "headlines_of": tiers[0] if tiers else None,
+        "accuracy": "among all classes seen; task_il has those within the experience's own classes",
+        "intervals": "95 %, t over seeds, paired",
+    }
+    write_result("continual", protocol, runs, headlines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["run", "look", "report"])
+    parser.add_argument("--tier", choices=list(TIERS), default="digits")
+    parser.add_argument("--strategies", nargs="+", choices=list(STRATEGIES), default=list(ORDER))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
+    parser.add_argument("--options", metavar="JSON", default="{}", help="look: other options, on seed 100")
+    chosen = parser.parse_args()
+    if chosen.what == "report":
+        report()
+        return
+    if chosen.what == "look":
+        for name in chosen.strategies:
+            found = learn(chosen.tier, name, TUNED, json.loads(chosen.options))
+            print(name, chosen.options, {k: found[k] for k in ("final_accuracy", "mean_accuracy", "forgetting_max")})
+        return
+    for seed in chosen.seeds:
+        for name in chosen.strategies:
+            if not place_of(chosen.tier, name, seed).exists():
+                found = learn(chosen.tier, name, seed, {})
+                write_json(place_of(chosen.tier, name, seed), found)
+                print(chosen.tier, name, seed, round(found["final_accuracy"], 3), flush=True)
+
+
+if __name__ == "__main__":
+    main()
