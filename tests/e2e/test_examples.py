@@ -26,6 +26,8 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PAGES = sorted(DOCS.rglob("*.md"))
 PROMISED = {
     "calibrate": ["solver.json", "images.png"],
+    "consistency": ["few/model_index.json", "images.png"],
+    "continual": ["replay.png", "run/experience-1/unet/config.json"],
     "drop_in_scheduler": ["stock.png", "same.png", "rho.png"],
     "erase": ["delta/delta.safetensors", "images.png"],
     "hide": ["boot.key", "images.png"],
@@ -38,7 +40,7 @@ PROMISED = {
 LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)[^)\n]*\)")
 BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAME = re.compile(
-    r"`((?:core|schedules|models|data|metrics|solvers|information|train|evaluation|worlds|erasure|hiding|consistency|attacks)(?:\.\w+)+)`"
+    r"`((?:core|schedules|models|data|metrics|solvers|information|train|evaluation|worlds|erasure|hiding|consistency|continual|attacks)(?:\.\w+)+)`"
 )
 ENVIRONMENT = {**os.environ, "GOMP_SPINCOUNT": "0", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 
