@@ -20,6 +20,13 @@ HEADLINES: tuple[tuple[str, str, str, int, int, float, Literal[">=", "<="]], ...
     ("two_step_frechet_over_teacher_four_steps", "frechet_distance", "teacher", 2, 4, 1.0, "<="),
 )
 """Name, figure, training path, calls of the model, calls of the teacher, goal; means over seeds."""
+FURTHER = (
+    ("frechet of one call over the teacher's one", "frechet_distance", 1, ("teacher", 1), 0.5),
+    ("frechet of two calls over one", "frechet_distance", 2, ("model", 1), 1.0),
+    ("accuracy of two calls over the teacher's twenty", "judge_accuracy_second", 2, ("teacher", 20), 0.9),
+    ("seconds of the teacher's twenty over two calls", "seconds", 2, ("teacher", 20), 8.0),
+)
+"""Further figures of the specification with their targets: the last is how many times longer the teacher takes."""
 
 
 def few_step(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -33,6 +40,14 @@ def few_step(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         for model in found:
             told = {"model": f"from {path}", "seed": model["seed"], "train_seconds": model["train_seconds"]}
             rows += [{**told, "calls": _calls(row), **row} for row in model["rows"]]
+    for name, figure, calls, (whose, evaluations), target in FURTHER:
+        ratios = []
+        for model in models["teacher"]:
+            other = _at(teacher if whose == "teacher" else model["rows"], evaluations)[figure]
+            ratio = _at(model["rows"], calls)[figure] / other
+            ratios.append(1 / ratio if figure == "seconds" else ratio)
+        if ratios:
+            rows.append({"figure": name, "value": sum(ratios) / len(ratios), "target": target, "seeds": len(ratios)})
     headlines = []
     for name, figure, path, calls, evaluations, goal, sense in HEADLINES:
         ratios = [_at(model["rows"], calls)[figure] / _at(teacher, evaluations)[figure] for model in models[path]]

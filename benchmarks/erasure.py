@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from erasure_arms import ARMS, MAIN, Snapshot
+from erasure_arms import ADAPTED, ARMS, MAIN, Snapshot
 from erasure_panels import IMAGES, Panel, erased_classes, panel
 from erasure_tasks import Task, task_of, tasks
 from record import RESULTS
@@ -103,7 +103,7 @@ def run(bench: Bench, arm: str, task: Task, regime: str, place: Path) -> dict[st
     looks: list[dict[str, Any]] = []
     trained, last = 0.0, time.monotonic()
     with closing(ARMS[arm](bench.pipe, task)) as strengths:
-        for snapshot in strengths:
+        for snapshot in list(strengths) if arm in ADAPTED else strengths:
             trained += time.monotonic() - last
             snapshots.append(snapshot)
             looks.append(bench.measure(snapshot, task.targets, "look"))

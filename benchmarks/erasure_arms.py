@@ -27,7 +27,7 @@ STEP = 0.01
 """What a weight moves at most in one step of training, as a share of the weights' size."""
 SNAPSHOTS = (10, 15, 20, 30, 40, 60, 80, 120, 160, 240)
 LONGER = (*SNAPSHOTS, 360, 480, 720, 960)
-"""For a method whose steps add up slowly: no level is out of its reach for lack of steps alone."""
+"""For a method whose steps add up slowly."""
 SCALES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Weights of the targets in closed forms."""
 
@@ -70,14 +70,15 @@ def trained(
             fixed["preserved"] = (known[int(text_distances(pipe, task.targets, known).amin(0).argmin())],)
         fit_config = FitConfig(steps=steps, batch_size=8, warmup=0, clip=None, seed=task.seed)
         method = make_method(pipe, replace(_config(name, task), **{**fixed, **changes}, run=fit_config))
+        found: Snapshot | None = None
         try:
             for progress in fit(method, None, fit_config):
                 if progress.step in snapshots:
                     found = _snapshot(progress.step, method.delta(), method.scores.cost.evaluation_equivalents)
-                    if progress.step == steps and isinstance(method.adversary, Gumbel):
-                        found.more.update(hits(method))
                     yield found
         finally:
+            if found and isinstance(method.adversary, Gumbel):
+                found.more.update(hits(method))
             method.scores.restore()
 
     return run
@@ -146,6 +147,8 @@ def safe(pipe: Any, task: Task) -> Generator[Snapshot, None, None]:
         yield Snapshot(strength, {}, 0, negative=", ".join(task.targets), safe=name)
 
 
+ADAPTED = ("SPM",)
+"""Arms whose network has adapters while it trains: their snapshots cannot be measured before the end."""
 ARMS: dict[str, Callable[[Any, Task], Generator[Snapshot, None, None]]] = {
     "EAP": trained("eap"),
     "ESD": trained("esd"),

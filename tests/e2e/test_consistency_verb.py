@@ -129,6 +129,12 @@ def test_the_best_second_level_is_found_and_kept(capsys: pytest.CaptureFixture[s
     assert values["frechet_distance"] == min(tried.values()) == tried[values["sigma"]]
     pipe = StableDiffusionPipeline.from_pretrained(values["model"])
     assert pipe.scheduler.config["middle_sigmas"] == [[values["sigma"]]]
+    report = ["consistency", "report", trained["model"], "--num-levels", "4", "--samples", "4", "--quiet"]
+    told = result(capsys, *report, "--out", str(tmp_path / "report"))
+    assert told["levels"][0]["sigma"] == pytest.approx(pipe.scheduler.config["sigma_max"])
+    code, _, err = called(capsys, *report, "--world", "emoji", "--out", str(tmp_path / "wrong"))
+    assert code == 2
+    assert "name its --world" in err
     code, _, err = called(capsys, *search, "--sigmas", "20", "--out", str(tmp_path / "far"))
     assert code == 2
     assert "is not between those of the model" in err
@@ -143,6 +149,7 @@ def test_the_best_second_level_is_found_and_kept(capsys: pytest.CaptureFixture[s
         (["report", "fashion-flow"], "flow pipeline"),
         (["report", "fashion", "--num-levels", "2"], "at least 3 levels"),
         (["report", "fashion", "--preset", "lct"], "there is no preset"),
+        (["report", "fashion", "--preset", "ect"], "has no grid of levels"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(

@@ -88,5 +88,8 @@ def test_headlines_are_ratios_to_the_teacher(
     assert found["two_step_frechet_ratio"]["value"] == pytest.approx(0.75)
     assert (found["two_step_frechet_ratio"]["low"], found["two_step_frechet_ratio"]["high"]) == (0.5, 1.0)
     assert found["two_step_frechet_over_teacher_four_steps"]["value"] == pytest.approx(0.15)
-    assert {row["model"] for row in rows} == {"teacher", "from teacher"}
+    assert {row["model"] for row in rows if "model" in row} == {"teacher", "from teacher"}
+    further = {row["figure"]: row["value"] for row in rows if "figure" in row}
+    assert further["frechet of two calls over one"] == pytest.approx(0.5)
+    assert further["seconds of the teacher's twenty over two calls"] == pytest.approx(10.0)
     assert report.few_step(tmp_path / "none") == ([], [])

@@ -121,9 +121,17 @@ def test_a_report_has_rows_of_levels_and_stages(monkeypatch: pytest.MonkeyPatch)
 def test_an_outlier_has_less_of_the_gradient_with_a_stronger_penalty(monkeypatch: pytest.MonkeyPatch) -> None:
     shares = {}
     for penalty in ("l2", "huber", "cauchy", "geman-mcclure"):
-        method = made(monkeypatch, penalty=penalty, scale="constant", scale_value=0.05)
-        method.data.latents[0] = 40  # type: ignore[attr-defined]
-        row = next(iter(level_rows(method, 11, 64)))
+        method = made(monkeypatch, penalty=penalty, scale="constant", scale_value=0.2)
+        method.data.latents[0] = 400  # type: ignore[attr-defined]
+        row = list(level_rows(method, 11, 64))[2]
+        assert row["max_over_iqr"] > 30, "the outlier is there"
         shares[penalty] = row["gradient_share"]
-    assert shares["l2"] > shares["huber"]
-    assert shares["huber"] > shares["geman-mcclure"]
+    assert shares["l2"] > shares["huber"] > shares["cauchy"] > shares["geman-mcclure"]
+
+
+def test_a_sum_and_its_mean_have_the_same_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    mean, total = (made(monkeypatch, reduction=reduction) for reduction in ("mean", "sum"))
+    for ours, theirs in ((level_rows(mean, 11, 32), level_rows(total, 11, 32)), (stage_rows(mean), stage_rows(total))):
+        for one, other in zip(ours, theirs, strict=True):
+            for name in ("scale_over_rms", "gradient_share"):
+                assert other[name] == pytest.approx(one[name], rel=1e-4)

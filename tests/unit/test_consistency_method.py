@@ -148,6 +148,8 @@ class TestContinuousLevels:
             config(levels="continuous", scale="fit")
         with pytest.raises(InputError, match="ratio_base"):
             config(ratio_base=1.0)
+        with pytest.raises(InputError, match="fewer ratio_stages"):
+            config(levels="continuous", ratio_base=256.0)
 
 
 def _uniform_of_step() -> Tensor:
@@ -259,7 +261,10 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_is_counted() -> None:
     assert all(torch.isfinite(p).all() for p in before)
 
 
-@pytest.mark.parametrize("change", [{"penalty": "huber"}, {"averages": (0.5, 0.9)}, {"sigma_max": 40.0}])
+@pytest.mark.parametrize(
+    "change",
+    [{"penalty": "huber"}, {"averages": (0.5, 0.9)}, {"sigma_max": 40.0}, {"levels": "continuous", "ratio_stages": 3}],
+)
 def test_a_run_of_other_settings_does_not_go_on(change: Any, tmp_path: Path) -> None:
     chosen = config(steps=4, averages=(0.5,))
     run = fit(method(chosen), Latents(), replace(chosen.run, out=tmp_path))

@@ -316,5 +316,9 @@ def test_reveal_samples_with_a_key_that_fits_and_refuses_another() -> None:
     with pytest.raises(ModelMismatchError):
         reveal(pipe, "a boot", fitting, config=quick)
     exact = KeyFile(replace(record, models=fingerprints(pipe.unet), kind="exact"), fitting.prompt, original)
-    reveal(pipe, "a boot", exact, config=quick)
-    assert torch.equal(weight, original["unet.conv_in.weight"]), "the original is back, and stays"
+    doubled, first = weight.detach().clone(), reveal(pipe, "a boot", exact, config=quick).images
+    assert torch.equal(weight, doubled), "the pipeline is as it was"
+    assert torch.equal(reveal(pipe, "a boot", exact, config=quick).images, first)
+    with torch.no_grad():
+        weight.copy_(original["unet.conv_in.weight"])
+    assert torch.equal(sample(pipe, "a boot", seeds=[0], config=quick).images, first), "what the original draws"

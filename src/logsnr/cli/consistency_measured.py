@@ -59,6 +59,8 @@ class Report(Console):
         if self.num_levels < 3 or self.samples < 2:
             raise InputError("a report needs at least 3 levels and 2 samples")
         found = consistency_preset(self.preset, norm="keep", start_from="teacher")
+        if found.levels != "grid":
+            raise InputError(f"{self.preset} has no grid of levels to report on: take another preset")
         return replace(found, run=replace(found.run, seed=self.seed))
 
     def _measure(self, config: ConsistencyConfig) -> dict[str, Any]:
@@ -70,6 +72,7 @@ class Report(Console):
         from logsnr.worlds.load import is_world, load, load_world
 
         pipe, world = load(self.model), load_world(self.model if is_world(self.model) else self.world)
+        _check_channels(pipe, world.source, world.name)
         train = world.source.training().train
         rows = torch.randperm(len(train), generator=generator(self.seed, "report"))[: max(self.samples, 2048)]
         latents, condition = captioned_latents(pipe, world, rows=rows)
@@ -79,6 +82,15 @@ class Report(Console):
             "latents": spread(latents.latents[: self.samples] / 2),
         }
         return {**raw, **difference_report(method, self.num_levels, self.samples)}
+
+
+def _check_channels(pipe: Any, source: Any, world: str) -> None:
+    """Refuse images that the pipeline's autoencoder cannot read."""
+    import torch
+
+    image = source.measuring()[0].take(torch.tensor([0]))["image"]
+    if (wanted := pipe.vae.config.in_channels) != image.shape[1]:
+        raise InputError(f"{world} has images of {image.shape[1]} channels, the model reads {wanted}: name its --world")
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
@@ -112,7 +124,7 @@ class SearchSigma(Console):
     world: str = "fashion"
     """The world whose judge, prompts and training images are used, where MODEL is not one itself."""
     sigmas: tuple[float, ...] = ()
-    """Levels to try, in the units of the model's scheduler; seven of the paper's without any."""
+    """Levels to try, in the units of the model's scheduler; seven usual ones without any."""
     samples: int = 2000
     """Images of each try."""
     guidance_scale: float = 1.0
@@ -165,6 +177,7 @@ class SearchSigma(Console):
         from logsnr.worlds.load import is_world, load_world
 
         levels, world = second_levels(pipe, self.sigmas), load_world(self.model if is_world(self.model) else self.world)
+        _check_channels(pipe, world.source, world.name)
         judge, (train, _) = world.judge(), world.source.measuring()
         prompts, _ = world.source.ask(self.samples, held_out=False)
         seeds = range(_SEARCHED, _SEARCHED + len(prompts))

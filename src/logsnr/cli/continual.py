@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -47,17 +46,18 @@ class RunStream(Console):
         from logsnr.continual.learner import Learner
         from logsnr.core.artifact import write_json
 
-        config, start = self._config(), time.monotonic()
+        config = self._config()
         check_writable(self.out)
         if (self.out / "run.json").exists() and not self.resume:
             raise InputError(f"{self.out} holds a run already: add --resume, or choose another --out")
         learner = Learner(self._stream(), config, self.out)
-        values = self._follow(learner)
-        if values is None:
+        found = self._follow(learner)
+        if found is None:
             return 130
-        names = {"strategy": self.strategy, "benchmark": self.benchmark, "seed": self.seed}
-        values = {**names, **values, "bytes": sum(values["experiences"][-1]["bytes"].values())}
-        values |= {"order_seed": self.order_seed, "seconds": round(time.monotonic() - start, 1)}
+        spent = sum(sum(each["seconds"].values()) for each in found["experiences"])
+        values: dict[str, Any] = {"strategy": self.strategy, "benchmark": self.benchmark, "seed": self.seed, **found}
+        values |= {"order_seed": self.order_seed, "seconds": round(spent, 1)}
+        values["bytes"] = sum(found["experiences"][-1]["bytes"].values())
         write_json(self.out / "result.json", values)
         self.result(values, lines_of(values))
         return 0
@@ -66,6 +66,8 @@ class RunStream(Console):
         from logsnr.core.config import from_dict, to_dict
 
         given = dict(_pair(option) for option in self.options)
+        if own := given.keys() & {"seed", "exemplar_bytes"}:
+            raise InputError(f"{min(own)} has an option of its own: say --{min(own).replace('_', '-')}")
         extra = {"exemplar_bytes": self.exemplar_bytes} if self.exemplar_bytes else {}
         found = strategy(self.strategy, seed=self.seed, **extra)
         return from_dict(ContinualConfig, {**to_dict(found), **given})
@@ -153,14 +155,11 @@ class SampleClasses(Console):
     def run(self) -> int:
         from logsnr.continual.replay import replay
         from logsnr.continual.saved import open_generator
-        from logsnr.core.config import read_json
         from logsnr.train.preview import image_grid, save_picture
 
         check_writable(self.out)
         source, names = open_generator(self.run_folder)
-        known = [
-            label for each in read_json(self.run_folder / "state.json")["experiences"] for label in each["classes"]
-        ]
+        known = sorted(source.learned)
         if unknown := [label for label in self.classes if label not in known]:
             raise InputError(f"class {unknown[0]} was not learned yet: choose from {', '.join(map(str, known))}")
         if self.per_class < 1:

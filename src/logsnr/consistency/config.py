@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -13,6 +14,8 @@ Reduction = Literal["mean", "sum", "elements"]
 Normalisation = Literal["paper", "unit-curvature"]
 
 
+_FINEST = 1e4
+"""How much the gap of a pair may shrink: float32 tells no closer levels apart."""
 _FAR = 10.0
 """How far ln sigma may be centred."""
 
@@ -91,6 +94,11 @@ class ConsistencyConfig:
             )
         if self.ratio_base <= 1 or self.ratio_stages < 1:
             raise InputError("ratio_base must be above 1, and ratio_stages at least 1")
+        if self.ratio_stages * math.log(self.ratio_base) > math.log(_FINEST):
+            raise InputError(
+                f"{self.ratio_stages} stages by {self.ratio_base:g} leave no gap between the levels of a pair: take "
+                "fewer ratio_stages, or a smaller ratio_base"
+            )
         if self.levels == "continuous" and self.scale == "fit":
             raise InputError("the fit of the scale is for numbers of levels: with continuous ones take another")
         if not all(0 <= decay < 1 for decay in self.averages):

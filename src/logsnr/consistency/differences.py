@@ -54,11 +54,11 @@ def top_share(sizes: Tensor, top: float = _TOP) -> float:
 def level_rows(method: ConsistencyMethod, num_levels: int, num_samples: int) -> Iterator[Row]:
     """The differences at every pair of neighbours on a grid, noisiest first, on the same samples and noise.
 
-    ``gradient_share`` is what the first 1 % of the samples have of the sum of the gradients' norms by the output.
+    ``gradient_share`` is what the 1 % of samples with the largest gradients by the output have of the sum of norms.
     """
     stage = GridStage(num_levels, method.levels, method.config)
     draws = generator(method.config.run.seed, "differences")
-    rows = torch.randint(len(method.data), (num_samples,), generator=draws).split(64)
+    rows = torch.randperm(len(method.data), generator=draws)[:num_samples].split(64)
     batches = [method.drawn(part, 1000 + turn) for turn, part in enumerate(rows)]
     noises = [batch.normal(*batch["latent"].shape[1:]) for batch in batches]
     conds = [method.condition(batch) if method.condition else None for batch in batches]
@@ -77,15 +77,21 @@ def level_rows(method: ConsistencyMethod, num_levels: int, num_samples: int) -> 
 def _of_pair(method: ConsistencyMethod, differences: Tensor, c: float) -> Row:
     found = spread(differences)
     roots = differences.square().flatten(1).mean(1).sqrt()
-    more = {"median_root": float(roots.median()), "scale": c, "scale_over_rms": c / max(found["rms"], 1e-30)}
-    return {**found, **more, "gradient_share": top_share(_gradients(method, differences, c))}
+    share = c / max(found["rms"], 1e-30) / _size(method, differences[0].numel())
+    more = {"median_root": float(roots.median()), "scale": c, "scale_over_rms": share}
+    options = {"reduction": method.config.reduction, "normalisation": method.config.normalisation}
+    return {**found, **more, "gradient_share": top_share(_gradients(method, differences, c, **options))}
 
 
-def _gradients(method: ConsistencyMethod, differences: Tensor, c: float) -> Tensor:
+def _size(method: ConsistencyMethod, count: int) -> float:
+    """What a scale of sums is divided by to be one of means."""
+    return count**0.5 if method.config.reduction == "sum" else 1.0
+
+
+def _gradients(method: ConsistencyMethod, differences: Tensor, c: float, **options: Any) -> Tensor:
     """The norm of the penalty's gradient of every sample (n,)."""
-    leaf, config = differences.clone().requires_grad_(), method.config
-    options = {"reduction": config.reduction, "normalisation": config.normalisation}
-    penalise(leaf, c, config.penalty, **options).sum().backward()
+    leaf = differences.clone().requires_grad_()
+    penalise(leaf, c, method.config.penalty, **options).sum().backward()
     assert leaf.grad is not None
     return leaf.grad.flatten(1).norm(dim=1)
 
@@ -98,13 +104,14 @@ def stage_rows(method: ConsistencyMethod) -> Iterator[Row]:
         roots, weights = method.measured(num_levels)
         method.scales.setdefault(num_levels, calibrated(roots))
         c, rms = method.scale(num_levels, like), float(roots.square().mean().sqrt())
-        pulls = weights * _gradients(method, roots[:, None], c)
+        of_mean = c / _size(method, like[0].numel())
+        pulls = weights * _gradients(method, roots[:, None], of_mean)
         yield {
             "intervals": num_levels - 1,
             "rms": rms,
             "median_root": float(roots.median()),
             "scale": c,
-            "scale_over_rms": c / rms,
+            "scale_over_rms": of_mean / rms,
             "gradient_share": top_share(pulls),
         }
 
@@ -123,8 +130,8 @@ def difference_report(method: ConsistencyMethod, num_levels: int = 21, num_sampl
     Raises:
         InputError: the method has no stages of grids.
     """
-    if method.config.levels != "grid":
-        raise InputError("a report follows the grids of a preset's stages: take a preset that has some")
+    if method.config.levels != "grid" or method.config.reduction == "elements":
+        raise InputError("a report follows grids and errors of whole samples: take another preset than this one")
     stages = list(stage_rows(method))
     return {
         "num_levels": num_levels,

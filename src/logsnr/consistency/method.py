@@ -91,8 +91,8 @@ class ConsistencyMethod:
         logs = {"consistency": consistency.detach(), "denoising": denoising.detach(), "scale_share": share}
         logs |= self._pulls(denoised, consistency=consistency, denoising=denoising)
         if self.config.coupling != "off":
-            logs["correlation"] = torch.tensor(correlation(x0, noise))
-        return Loss(value, {**logs, "skipped": torch.tensor(float(self.skipped))})
+            logs["correlation"] = value.new_tensor(correlation(x0, noise))
+        return Loss(value, {**logs, "skipped": value.new_tensor(float(self.skipped))})
 
     def _pulls(self, denoised: Tensor, **terms: Tensor) -> dict[str, Tensor]:
         """The norm of each term's gradient by the student's clean samples, as it is weighed: which of them rules."""
@@ -198,7 +198,7 @@ class ConsistencyMethod:
         """All that a run's results depend on."""
         found, told = to_dict(self.config), {k: v for k, v in self.levels.items() if not k.startswith("_")}
         run = {name: found["run"][name] for name in ("steps", "batch_size", "seed", "warmup", "decay", "clip")}
-        return json.loads(json.dumps({**found, "run": run, "levels": told}))
+        return json.loads(json.dumps({**found, "run": run, "scheduler": told}))
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         if values["settings"] != self._settings():

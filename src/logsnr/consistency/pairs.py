@@ -69,7 +69,10 @@ class GridStage:
 
 
 class ContinuousStage:
-    """Any level, and one below it that comes nearer stage by stage; at first it is the clean sample nearly always."""
+    """Any level, and one below it that comes nearer stage by stage; at first it is the clean sample in most pairs.
+
+    A level below the least is the clean sample too, and then the gap is the whole level.
+    """
 
     def __init__(self, stage: int, told: Mapping[str, Any], config: ConsistencyConfig):
         self.stage, self.told, self.config = stage, told, config
@@ -92,7 +95,7 @@ class ContinuousStage:
         below = below.clamp(min=self.config.sigma_min)
         levels = _table(torch.cat([sigmas, below]).cpu(), self.told, self.config)
         weights = unit / (sigmas - torch.where(clean, 0.0, below))
-        return Pairs(levels, places, places + number, weights, sigmas <= self.lowest, clean)
+        return Pairs(levels, places, places + number, weights, sigmas < self.lowest, clean)
 
 
 def make_stage(number: int, told: Mapping[str, Any], config: ConsistencyConfig) -> Stage:

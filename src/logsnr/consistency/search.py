@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ class Tried:
 
 
 def second_levels(pipe: Pipeline, sigmas: Sequence[float] = ()) -> list[float]:
-    """Levels to try, in the units of the pipeline's scheduler; without any, the paper's in units of the data.
+    """Levels to try, in the units of the pipeline's scheduler; without any, ``SIGMAS`` in units of the data.
 
     Raises:
         InputError: the pipeline is no consistency model, or a level is not between its ends.
@@ -42,7 +43,10 @@ def second_levels(pipe: Pipeline, sigmas: Sequence[float] = ()) -> list[float]:
     if outside := [sigma for sigma in sigmas if not least < sigma < most]:
         raise InputError(f"the level {outside[0]:g} is not between those of the model, {least:.3g} and {most:.3g}")
     usual = [2 * config["sigma_data"] * sigma for sigma in SIGMAS]
-    return list(sigmas) or [sigma for sigma in usual if least < sigma < most]
+    found = list(sigmas) or [sigma for sigma in usual if least < sigma < most]
+    if not found:
+        raise InputError(f"none of the usual levels is between {least:.3g} and {most:.3g}: say which to try")
+    return found
 
 
 def search_sigma(
@@ -56,17 +60,24 @@ def search_sigma(
     guidance_scale: float = 1.0,
     batch_size: int = 200,
 ) -> Iterator[Tried]:
-    """Try one call, then two with every level, on the same prompts and seeds; the best level stays in the pipeline."""
+    """Try one call, then two with every level, on the same prompts and seeds; the best is left in the pipeline.
+
+    A search that ends early leaves the levels as they were; those of three calls and more always stay.
+    """
+    own: list[Any] = pipe.scheduler.config["middle_sigmas"] or []
     found: list[Tried] = []
-    for sigma in (None, *sigmas):
-        if sigma is not None:
-            pipe.scheduler.register_to_config(middle_sigmas=[[sigma]])
-        sampling = SampleConfig(steps=1 if sigma is None else 2, guidance_scale=guidance_scale)
-        images = sample(pipe, prompts, seeds=seeds, config=sampling, batch_size=batch_size).images
-        found.append(Tried(sigma, frechet_distance(_moments(judge, images), real)))
-        yield found[-1]
-    best = min(found[1:], key=lambda tried: tried.frechet_distance)
-    pipe.scheduler.register_to_config(middle_sigmas=[[best.sigma]])
+    try:
+        for sigma in (None, *sigmas):
+            if sigma is not None:
+                pipe.scheduler.register_to_config(middle_sigmas=[[sigma], *own[1:]])
+            sampling = SampleConfig(steps=1 if sigma is None else 2, guidance_scale=guidance_scale)
+            images = sample(pipe, prompts, seeds=seeds, config=sampling, batch_size=batch_size).images
+            found.append(Tried(sigma, frechet_distance(_moments(judge, images), real)))
+            yield found[-1]
+        best = min(found[1:], key=lambda tried: tried.frechet_distance)
+        own = [[best.sigma], *own[1:]]
+    finally:
+        pipe.scheduler.register_to_config(middle_sigmas=own)
 
 
 def real_moments(judge: Judge, data: LabelledData, count: int) -> Moments:

@@ -36,6 +36,8 @@ class ContinualConfig:
     projection: Literal["none", "gradient", "update"] = "update"
     """Whether keys and values of the cross-attention are kept on the tokens of old classes: by projecting gradients, as
     GPM does, or exactly, by projecting what a step did."""
+    prediction: Literal["epsilon", "v_prediction"] = "v_prediction"
+    """What the generator predicts: the paper's noise, or v."""
     label_dropout: float = 0.2
     """How often a row is trained without its class."""
     distill_weight: float = 0.0
@@ -60,17 +62,29 @@ class ContinualConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("images_per_class", "sampling_steps", "classifier_epochs", "generator_steps", "token_width"):
+        for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        rates = (self.prototype_learning_rate, self.classifier_learning_rate, self.generator_learning_rate)
+        if min(rates) <= 0 or self.prototype_size < 0:
+            raise InputError("learning rates must be positive, and prototype_size not negative")
         if not 0 <= self.label_dropout < 1 or min(self.distill_weight, self.classifier_guidance, self.pull_weight) < 0:
             raise InputError("label_dropout is a share below 1, and weights and guidance are not negative")
         if self.memory == "exemplars" and self.exemplar_bytes < 1:
             raise InputError("exemplars need bytes: say how many in exemplar_bytes")
-        if any(width % 16 for width in self.channels) or not self.channels:
+        if any(width < 16 or width % 16 for width in self.channels) or not self.channels:
             raise InputError(f"channels are {self.channels}: they must be multiples of 16")
 
 
+_COUNTS = (
+    "images_per_class",
+    "sampling_steps",
+    "classifier_epochs",
+    "classifier_batch",
+    "generator_steps",
+    "generator_batch",
+    "token_width",
+)
 _PLAIN: dict[str, Any] = {"prototypes": "none", "projection": "none"}
 STRATEGIES: dict[str, dict[str, Any]] = {
     "finetune": {"memory": "none"},
@@ -79,7 +93,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "er-total": {"memory": "exemplars"},
     "replay": _PLAIN,
     "replay-guided": {**_PLAIN, "classifier_guidance": 1.0},
-    "cpdm-frozen": {"prototypes": "frozen", "projection": "none", "conditioning": "concat"},
+    "cpdm-frozen": {"prototypes": "frozen", "projection": "none"},
     "cpdm-learned": {"prototypes": "learned", "projection": "none"},
     "projection": {"prototypes": "none", "projection": "update"},
     "gppdm": {"prototypes": "learned", "projection": "update"},

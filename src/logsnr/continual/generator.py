@@ -1,13 +1,14 @@
 """The generator that replays: a UNet of diffusers that reads a class as text tokens and, if there is one, a prototype.
 
-Tokens of a class are a fixed vector of its own and, of the prototype's patches, a fixed linear map: nothing before the
-keys and values is trained, so that what they say of an old class depends on their own weights alone. A dropped class is
-the same null vector at every place, and an empty prototype. One token alone would leave keys without any gradient.
+Tokens of a class are a fixed vector of its own and, of the prototype's quarters, fixed random features: nothing before
+the keys and values is trained, so that what they say of an old class depends on their own weights alone. A dropped
+class is the same null vector at every place, and an empty prototype. One token alone would leave keys no gradient.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -27,24 +28,31 @@ PATCHES = 4
 
 
 class ReplayGenerator(nn.Module):
-    """A network of images (n, *shape) conditioned on classes and their prototypes, with the schedule it learns by."""
+    """A network of images (n, *shape) conditioned on classes and their prototypes, with the schedule it learns by.
+
+    ``learned`` are the classes of the experiences that it was trained in.
+    """
 
     def __init__(self, config: ContinualConfig, shape: Sequence[int], prototypes: PrototypeBank):
         super().__init__()
         self.config, self.shape, self.prototypes = config, tuple(shape), prototypes
         torch.manual_seed(config.seed)
         self.unet = build_unet(config, shape)
-        self.scheduler = DDPMScheduler(beta_schedule="linear", clip_sample=False)
+        self.scheduler = DDPMScheduler(beta_schedule="linear", clip_sample=False, prediction_type=config.prediction)
         width = config.token_width
         quarter = shape[0] * (shape[1] // 2) * (shape[2] // 2)
         draws = generator(0, "generator tokens")
         self.register_buffer("null", _vector(draws, width), persistent=False)
-        self.register_buffer("patches", torch.randn(quarter, width, generator=draws) / quarter**0.5, persistent=False)
+        maps = 2 * torch.randn(PATCHES, quarter, width, generator=draws) / quarter**0.5
+        self.register_buffer("patches", maps, persistent=False)
+        self.learned: set[int] = set()
+        self.schedule: Schedule = from_scheduler_config(self.scheduler.config)
 
     def class_vectors(self, labels: Tensor) -> Tensor:
         """Fixed vectors (n, width), each drawn from its class's number alone."""
-        rows = [_vector(generator(0, "class token", int(label)), self.config.token_width) for label in labels]
-        return torch.stack(rows).to(labels.device)
+        return torch.stack([_class_vector(label, self.config.token_width) for label in labels.tolist()]).to(
+            labels.device
+        )
 
     def condition(self, labels: Tensor, dropped: Tensor | None = None) -> Tree:
         """What the network reads of classes (n,); of ``dropped`` rows (n,) nothing of them."""
@@ -61,10 +69,10 @@ class ReplayGenerator(nn.Module):
         if self.prototypes.mode == "none" or self.config.conditioning == "concat":
             return [self.null.expand(len(prototypes), -1)] * PATCHES
         halves = [half for rows in prototypes.chunk(2, 2) for half in rows.chunk(2, 3)]
-        return [half.flatten(1) @ self.patches for half in halves]
+        return [(half.flatten(1) @ each).tanh() for half, each in zip(halves, self.patches, strict=True)]
 
     def forward(self, xt: Tensor, timesteps: Tensor, tokens: Tensor, image: Tensor) -> Tensor:
-        """The noise in xt (n, *shape) at timesteps (n,)."""
+        """What the network predicts of xt (n, *shape) at timesteps (n,)."""
         return self.unet(torch.cat([image, xt], 1), timesteps, encoder_hidden_states=tokens).sample
 
     def key_values(self) -> dict[str, nn.Parameter]:
@@ -79,11 +87,6 @@ class ReplayGenerator(nn.Module):
         """All token vectors (n, width) that keys and values read for classes, and for none."""
         tokens = self.condition(torch.tensor(list(classes)))["tokens"]
         return torch.cat([tokens.flatten(0, 1), self.null[None]]).detach()
-
-    @property
-    def schedule(self) -> Schedule:
-        """Alpha and sigma of its scheduler."""
-        return from_scheduler_config(self.scheduler.config)
 
     def denoiser(self, guidance_scale: float) -> NetworkDenoiser:
         """Itself as solvers call it."""
@@ -117,6 +120,11 @@ def build_unet(config: ContinualConfig, shape: Sequence[int]) -> UNet2DCondition
         attention_head_dim=4,
         norm_num_groups=16,
     )
+
+
+@lru_cache(maxsize=4096)
+def _class_vector(label: int, width: int) -> Tensor:
+    return _vector(generator(0, "class token", label), width)
 
 
 def _vector(draws: torch.Generator, width: int) -> Tensor:

@@ -1,15 +1,20 @@
 """The learner: experience after experience, replay, classifier, prototypes, generator, projection, and what it weighs.
 
-Everything that a later experience needs is written to OUT/experience-K under a temporary name; a run that was killed
-goes on from the last whole experience, and inside one from the last checkpoint of its training.
+What was learned is written to OUT/experience-K under a temporary name; a run that was killed goes on from the last
+whole experience, and inside one from the last checkpoint of its training.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
+import math
+import shutil
 import time
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +24,7 @@ from torch import Tensor
 
 from logsnr.continual.config import ContinualConfig
 from logsnr.continual.generator import ReplayGenerator
-from logsnr.continual.method import ClassifierMethod, GeneratorMethod, only
+from logsnr.continual.method import ClassifierMethod, GeneratorMethod
 from logsnr.continual.prototypes import PrototypeBank, starts_of
 from logsnr.continual.replay import Mixed, ReplayBank, exemplars, replay, seen_before
 from logsnr.continual.saved import PROTOTYPES, save_generator
@@ -29,7 +34,7 @@ from logsnr.core.errors import InputError
 from logsnr.data.labelled import LabelledData, Part, take_all
 from logsnr.data.stream import Experience
 from logsnr.metrics.continual import summary
-from logsnr.metrics.judge import Judge, judge_images
+from logsnr.metrics.judge import Judge, judge_images, only
 from logsnr.train.config import FitConfig
 from logsnr.train.loop import fit
 from logsnr.train.projection import GradientProjectionMemory
@@ -57,8 +62,8 @@ class Learner:
             raise InputError("there is no experience to learn: give a stream of at least one")
         self.stream, self.config, self.out = list(stream), config, out
         self.names = stream[0].train.classes
-        first = stream[0].train.take(torch.tensor([0]))["image"]
-        self.shape = tuple(first.shape[1:])
+        self.shape = tuple(stream[0].train.take(torch.tensor([0]))["image"].shape[1:])
+        self._check_data()
         torch.manual_seed(config.seed)
         self.classifier = Judge(channels=self.shape[0], size=self.shape[1], width=16, classes=self.names)
         storage = {"size": config.prototype_size, "storage": config.prototype_storage}
@@ -94,8 +99,10 @@ class Learner:
 
     def _learn(self, experience: Experience) -> Generator[Moment, None, None]:
         start, old = time.monotonic(), self._old_data(experience)
-        mixed = Mixed(experience.train, old)
-        steps = -(-len(mixed) * self.config.classifier_epochs // self.config.classifier_batch)
+        sampled = time.monotonic()
+        mixed = Mixed(experience.train, old, whole=self.config.memory == "all")
+        rows = len(experience.train) * len(experience.seen) // len(experience.classes)  # the same for all strategies
+        steps = -(-rows * self.config.classifier_epochs // self.config.classifier_batch)
         method = ClassifierMethod(self.classifier.train(), experience.seen, self.config)
         yield from self._fit(experience, "classifier", method, mixed, steps, self.config.classifier_batch)
         self.classifier.eval()
@@ -103,13 +110,15 @@ class Learner:
         last = experience.index == len(self.stream) - 1
         if self.generator is not None and not (last and self.config.skip_last_generator):
             yield from self._generate(experience, mixed)
+        marks = (start, sampled, made, time.monotonic())
+        spent = [round(after - before, 1) for before, after in pairwise(marks)]
+        seconds = dict(zip(("replay", "classifier", "generator"), spent, strict=True))
         self._measure(experience)
-        seconds = {"classifier": round(made - start, 1), "generator": round(time.monotonic() - made, 1)}
         record: dict[str, Any] = {"experience": experience.index, "classes": list(experience.classes)}
         if self.generator is not None and self.config.projection != "none" and experience.previous:
             tokens = self.generator.old_tokens(experience.previous)
             record["key_value_drift"] = self.memory.drift(tokens, self.generator.key_values())
-        self.records.append(record | {"seconds": seconds} | self._sizes(old))
+        self.records.append(record | {"seconds": seconds} | self._sizes(experience, old))
         self._write(experience, old)
 
     def _generate(self, experience: Experience, mixed: Mixed) -> Generator[Moment, None, None]:
@@ -118,14 +127,19 @@ class Learner:
         config, classes = self.config, experience.classes
         if config.prototypes != "none":
             start = "mean" if config.prototypes == "mean" else config.prototype_start
-            found = starts_of(experience.train, classes, start, self.classifier, seed=config.seed)
+            seen = torch.tensor(experience.seen)
+            found = starts_of(experience.train, classes, start, self.classifier, seen, seed=config.seed)
             self.prototypes.begin(found)
-        before = copy.deepcopy(self.generator).eval().requires_grad_(False) if config.distill_weight else None
+        before = None
+        if config.distill_weight and experience.previous:
+            before = copy.deepcopy(self.generator).eval().requires_grad_(False)
         method = GeneratorMethod(self.generator.train(), self.memory, config, before)
         steps, batch = config.generator_steps, config.generator_batch
         yield from self._fit(experience, "generator", method, mixed, steps, batch)
         self.prototypes.finish()
-        self.memory.remember(self.generator.old_tokens(classes), self.generator.key_values())
+        self.generator.learned |= set(classes)
+        if config.projection != "none":
+            self.memory.remember(self.generator.old_tokens(classes), self.generator.key_values())
 
     def _fit(
         self, experience: Experience, phase: str, method: Any, data: Mixed, steps: int, batch: int
@@ -133,8 +147,9 @@ class Learner:
         out = self.out / "work" / f"{experience.index}-{phase}" if self.out else None
         seed = self.config.seed * 1000 + experience.index
         run = FitConfig(steps=steps, batch_size=batch, seed=seed, warmup=0, decay="cosine", cpu=True, out=out)
-        for found in fit(method, data, replace(run, resume=bool(out and out.exists()))):
-            yield Moment(experience.index, phase, found.step, found.steps)
+        with closing(fit(method, data, replace(run, resume=bool(out and out.exists())))) as steps_of:
+            for found in steps_of:
+                yield Moment(experience.index, phase, found.step, found.steps)
 
     def _old_data(self, experience: Experience) -> ReplayBank | None:
         """What the memory has of the classes before."""
@@ -173,26 +188,39 @@ class Learner:
         self.matrix.append(list(full))
         self.masked.append(list(masked))
 
-    def _sizes(self, old: ReplayBank | None) -> dict[str, Any]:
+    def _sizes(self, experience: Experience, old: ReplayBank | None) -> dict[str, Any]:
         """What the next experience has to carry, and what was needed in between, in bytes of tensors."""
+        so_far = sum(len(each.train) for each in self.stream[: experience.index + 1]) * math.prod(self.shape)
         carried = {"classifier": _bytes(self.classifier.state_dict())}
         if self.generator is not None:
             carried["generator"] = _bytes(self.generator.unet.state_dict())
             carried["prototypes"] = _bytes(self.prototypes.tensors())
             carried["projection"] = _bytes(self.memory.state()) if self.config.projection != "none" else 0
         elif self.config.memory != "none":
-            carried["images"] = old.num_bytes if old else 0
+            carried["images"] = so_far if self.config.memory == "all" else min(so_far, self.config.exemplar_bytes)
         transient = {"replay": old.num_bytes} if old and self.replays else {}
         return {"bytes": carried, "transient_bytes": transient}
 
     # What stands on disk
 
     def _check(self, out: Path) -> None:
-        stream = [[list(each.classes), len(each.train), len(each.test)] for each in self.stream]
+        stream = [[list(each.classes), _hash(each)] for each in self.stream]
         settings, told = {"config": to_dict(self.config), "stream": stream}, out / "run.json"
         if told.exists() and read_json(told) != settings:
             raise InputError(f"{out} holds a run of another stream or configuration: choose another folder")
         write_json(told, settings)
+
+    def _check_data(self) -> None:
+        """Refuse, before any work, what could not be learned or kept."""
+        channels, height, width = self.shape
+        if height != width or height % (2 * 2 ** (len(self.config.channels) - 1)):
+            raise InputError(f"images of {height}x{width} do not halve {len(self.config.channels)} times: pad them")
+        most = max(label for each in self.stream for label in each.classes)
+        if most >= len(self.names):
+            raise InputError(f"class {most} has no name: the data set has {len(self.names)} of them")
+        least = channels * height * width * len(self.stream[-1].seen)
+        if self.config.memory == "exemplars" and self.config.exemplar_bytes < least:
+            raise InputError(f"{self.config.exemplar_bytes} bytes hold no image of each class: allow {least} or more")
 
     def _place(self, index: int) -> Path:
         assert self.out is not None
@@ -207,6 +235,8 @@ class Learner:
                 save_generator(folder, self.generator, self.names)
                 save_tensors(folder / "projection.safetensors", self.memory.state())
             write_json(folder / "state.json", self.result())
+        for leftover in (self.out / "work").glob(f"{experience.index}-*"):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
     def _restore(self) -> int:
         """How many experiences are done; their last one is taken up."""
@@ -224,6 +254,7 @@ class Learner:
         if self.generator is not None:
             self.generator.unet.load_state_dict(UNet2DConditionModel.from_pretrained(folder / "unet").state_dict())
             self.prototypes.load(load_tensors(folder / PROTOTYPES))
+            self.generator.learned = {label for each in self.records for label in each["classes"]}
             self.memory.load_state(load_tensors(folder / "projection.safetensors"))
         return done
 
@@ -245,6 +276,15 @@ def _of_class(before: Sequence[Experience], label: int) -> LabelledData:
     """A class's training images in the first experience that showed it."""
     first = next(each for each in before if label in each.classes)
     return Part(first.train, (first.train.labels == label).nonzero()[:, 0])
+
+
+def _hash(experience: Experience) -> str:
+    """What tells one experience from another: the rows of its parts, their labels, and its first image."""
+    found = hashlib.sha256()
+    for part in (experience.train, experience.validation, experience.test):
+        for values in (part.rows, part.labels, part.take(torch.arange(min(len(part), 1)))["image"]):
+            found.update(values.contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> float:

@@ -18,7 +18,8 @@ from torch.nn import functional
 from logsnr.continual.config import ContinualConfig
 from logsnr.continual.generator import ReplayGenerator
 from logsnr.continual.prototypes import PrototypeBank, is_learned
-from logsnr.metrics.judge import Judge
+from logsnr.metrics.judge import Judge, only
+from logsnr.schedules.schedule import levels_at
 from logsnr.train.method import Batch, Group, Loss, load_module_state, module_state
 from logsnr.train.projection import GradientProjectionMemory
 
@@ -57,15 +58,8 @@ class ClassifierMethod:
         self.classifier.save_pretrained(folder / "classifier")
 
 
-def only(logits: Tensor, classes: Tensor) -> Tensor:
-    """Logits (n, all classes) with those of other classes at minus infinity."""
-    masked = torch.full_like(logits, -torch.inf)
-    masked[:, classes] = logits[:, classes]
-    return masked
-
-
 class GeneratorMethod:
-    """Noise prediction of new and replayed images, given classes and prototypes.
+    """Denoising of new and replayed images, given classes and prototypes.
 
     ``old`` is the generator before the experience, for distillation on ``replayed`` rows.
     """
@@ -78,7 +72,7 @@ class GeneratorMethod:
         old: ReplayGenerator | None = None,
     ):
         self.source, self.memory, self.config, self.old = source, memory, config, old
-        times = [source.schedule.level((k + 1) / 1000) for k in range(1000)]
+        times = levels_at(source.schedule, [(k + 1) / 1000 for k in range(1000)])
         self.alphas, self.sigmas = (torch.tensor([getattr(at, name) for at in times]) for name in ("alpha", "sigma"))
 
     @property
@@ -93,15 +87,24 @@ class GeneratorMethod:
         xt, dropped = alpha * x0 + sigma * noise, batch.uniform() < self.config.label_dropout
         cond = self.source.condition(labels, dropped)
         found = self.source(xt, places.to(x0), **cond)
-        value = (found - noise).square().mean()
+        wanted = noise if self.config.prediction == "epsilon" else alpha * noise - sigma * x0
+        value = (found - wanted).square().mean()
         logs = {"denoising": value.detach()}
         if self.old is not None and self.config.distill_weight:
-            with torch.no_grad():
-                said = self.old(xt, places.to(x0), **self.old.condition(labels, dropped))
-            gaps = (found - said).square().flatten(1).mean(1) * batch["replayed"]
-            distilled = gaps.sum() / len(gaps)
+            distilled = self._gap(found, xt, places, batch, dropped)
             value, logs = value + self.config.distill_weight * distilled, {**logs, "distilled": distilled.detach()}
         return Loss(value, logs)
+
+    def _gap(self, found: Tensor, xt: Tensor, places: Tensor, batch: Batch, dropped: Tensor) -> Tensor:
+        """How far replayed rows are from what the old generator says of them, as a mean over all rows."""
+        assert self.old is not None
+        rows = batch["replayed"].nonzero()[:, 0]
+        if not len(rows):
+            return found.new_zeros(())
+        with torch.no_grad():
+            cond = self.old.condition(batch["label"][rows], dropped[rows])
+            said = self.old(xt[rows], places[rows].to(xt), **cond)
+        return (found[rows] - said).square().flatten(1).mean(1).sum() / len(found)
 
     def modules(self) -> dict[str, nn.Module]:
         return {"source": self.source}
@@ -116,8 +119,8 @@ class GeneratorMethod:
         """AdamW; after its step prototypes are pulled, and keys and values brought back."""
         made = torch.optim.AdamW(groups, weight_decay=0.0)
         if len(groups) > 1:
-            own = made.param_groups[1]
-            made.register_step_post_hook(lambda *_: self.prototypes.pull(self.config.pull_weight, own["lr"]))
+            weight = self.config.pull_weight
+            made.register_step_post_hook(lambda *_: self.prototypes.pull(weight, made.param_groups[1]["lr"]))
         self.memory.attach(self.source.unet, made)
         return made
 

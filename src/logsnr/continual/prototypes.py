@@ -18,7 +18,7 @@ from logsnr.continual.config import Mode, Start
 from logsnr.core.errors import InputError
 from logsnr.core.random import generator
 from logsnr.data.labelled import LabelledData, take_all
-from logsnr.metrics.judge import Judge, judge_images
+from logsnr.metrics.judge import Judge, judge_images, only
 
 _TYPES = {"float32": torch.float32, "float16": torch.float16, "uint8": torch.uint8}
 
@@ -102,18 +102,18 @@ class PrototypeBank(nn.Module):
 
 @torch.no_grad()
 def starts_of(
-    data: LabelledData, classes: Sequence[int], start: Start, classifier: Judge, *, seed: int = 0
+    data: LabelledData, classes: Sequence[int], start: Start, classifier: Judge, learned: Tensor, *, seed: int = 0
 ) -> dict[int, Tensor]:
-    """The image from which each class's prototype begins, by the classifier that has just learned the class."""
+    """The image from which each class's prototype begins, by the classifier that has just ``learned`` its classes."""
     items = take_all(data)
     found: dict[int, Tensor] = {}
     for label in classes:
         images = items["image"][items["label"] == label]
-        found[label] = _start(images, label, start, classifier, seed)
+        found[label] = _start(images, label, start, classifier, learned, seed)
     return found
 
 
-def _start(images: Tensor, label: int, start: Start, classifier: Judge, seed: int) -> Tensor:
+def _start(images: Tensor, label: int, start: Start, classifier: Judge, learned: Tensor, seed: int) -> Tensor:
     if start == "mean":
         return images.mean(0)
     if start == "noise":
@@ -121,7 +121,7 @@ def _start(images: Tensor, label: int, start: Start, classifier: Judge, seed: in
     features, logits = judge_images(classifier, images)
     if start == "medoid":
         return images[(features - features.mean(0)).norm(dim=1).argmin()]
-    sure = logits.softmax(1)[:, label]
+    sure = only(logits, learned).softmax(1)[:, label]
     return images[sure.argmax() if start == "most" else sure.argmin()]
 
 

@@ -16,7 +16,7 @@ from logsnr.core.errors import InputError
 from logsnr.core.random import generator
 from logsnr.core.types import Level, Prediction
 from logsnr.data.labelled import LabelledData, take_all
-from logsnr.metrics.judge import Judge
+from logsnr.metrics.judge import Judge, only
 from logsnr.models.denoiser import Conditioning, NetworkDenoiser
 from logsnr.schedules.grids import GRIDS
 from logsnr.solvers.exponential import Exponential
@@ -72,13 +72,19 @@ def replay(
 ) -> ReplayBank:
     """``images_per_class`` images of each class; image i of a class depends on (seed, experience, class, i) alone.
 
-    A ``classifier`` guides them by its gradient, if the configuration says so.
+    A ``classifier`` of these classes guides them by its gradient, if the configuration says so.
+
+    Raises:
+        InputError: the generator has not learned a class.
     """
+    if unknown := [label for label in classes if label not in source.learned]:
+        raise InputError(f"the generator has not learned class {unknown[0]}: train it on one of its experiences first")
+    guide = (classifier, torch.tensor(list(classes))) if classifier else None
     labels = torch.tensor([label for label in classes for _ in range(config.images_per_class)], dtype=torch.long)
     keys = [(label, i) for label in classes for i in range(config.images_per_class)]
     seeds = [_seed(config.seed, experience, *key) for key in keys]
     made = [
-        draw(source, part, seeds[start : start + batch_size], config, classifier)
+        draw(source, part, seeds[start : start + batch_size], config, guide)
         for start, part in zip(range(0, len(labels), batch_size), labels.split(batch_size), strict=True)
     ]
     images = torch.cat(made) if made else torch.zeros(0, *source.shape)
@@ -86,17 +92,21 @@ def replay(
 
 
 def _seed(seed: int, experience: int, label: int, place: int) -> int:
-    return generator(seed, "replay", experience, label, place).initial_seed() % 2**31
+    return generator(seed, "replay", experience, label, place).initial_seed()
 
 
 @torch.no_grad()
 def draw(
-    source: ReplayGenerator, labels: Tensor, seeds: Sequence[int], config: ContinualConfig, classifier: Judge | None
+    source: ReplayGenerator,
+    labels: Tensor,
+    seeds: Sequence[int],
+    config: ContinualConfig,
+    guide: tuple[Judge, Tensor] | None = None,
 ) -> Tensor:
-    """Images (n, channels, size, size) of labels (n,), one a seed, by DPM-Solver++."""
+    """Images (n, channels, size, size) of labels (n,), one a seed, by DPM-Solver++; a classifier may guide."""
     denoiser = source.denoiser(config.guidance_scale)
     grid = GRIDS["log-snr"](source.schedule, config.sampling_steps)
-    guided = ByClassifier(denoiser, classifier, labels, config.classifier_guidance) if classifier else denoiser
+    guided = ByClassifier(denoiser, *guide, labels, config.classifier_guidance) if guide else denoiser
     x = start_noise(seeds, source.shape, grid[0])
     source.eval()
     steps = sample_steps(guided, x, grid, Exponential(2), cond=source.conditioning(labels))
@@ -106,10 +116,14 @@ def draw(
 
 
 class ByClassifier:
-    """A denoiser whose clean estimate is moved up a classifier's log-probability of the class (DDGR's guidance)."""
+    """A denoiser whose clean estimate is moved up a classifier's log-probability of the class (DDGR's guidance).
 
-    def __init__(self, inner: NetworkDenoiser, classifier: Judge, labels: Tensor, scale: float):
-        self.inner, self.classifier, self.labels, self.scale = inner, classifier, labels, scale
+    Only the probabilities of the classes that it has learned count.
+    """
+
+    def __init__(self, inner: NetworkDenoiser, classifier: Judge, learned: Tensor, labels: Tensor, scale: float):
+        self.inner, self.classifier, self.learned = inner, classifier, learned
+        self.labels, self.scale = labels, scale
 
     def __call__(self, xt: Tensor, level: Level, cond: Conditioning | None = None) -> Prediction:
         found = self.inner(xt, level, cond)
@@ -117,7 +131,7 @@ class ByClassifier:
             return found
         with torch.enable_grad():
             clean = found.x0.detach().clamp(-1, 1).requires_grad_()
-            logs = self.classifier(clean).log_softmax(1)[torch.arange(len(xt)), self.labels]
+            logs = only(self.classifier(clean), self.learned).log_softmax(1)[torch.arange(len(xt)), self.labels]
             slope = torch.autograd.grad(logs.sum(), clean)[0]
         x0 = found.x0 + self.scale * min(level.sigma**2 / level.alpha**2, 1.0) * slope
         return Prediction(x0, (xt - level.alpha * x0) / level.sigma)
@@ -126,17 +140,20 @@ class ByClassifier:
 class Mixed:
     """New images, and old ones again and again until each class has as many as a new one has on average.
 
-    An epoch shows every new image once. ``replayed`` says which rows are old.
+    An epoch shows every new image once. ``replayed`` says which rows are old. With ``whole`` every old image comes
+    once, however many there are.
     """
 
-    def __init__(self, new: LabelledData, old: LabelledData | None):
+    def __init__(self, new: LabelledData, old: LabelledData | None, *, whole: bool = False):
         self.new, self.old = new, old if old is not None and len(old) else None
-        rows = [torch.arange(len(new))]
+        rows, counts = [torch.arange(len(new))], new.labels.bincount()
         if self.old is not None:
-            per_class = round(len(new) / max(len(new.labels.unique()), 1))
-            for label in self.old.labels.unique():
+            per_class = round(len(new) / int((counts > 0).sum()))
+            for label in self.old.labels.unique().tolist():
                 own = (self.old.labels == label).nonzero()[:, 0]
-                rows.append(len(new) + own[torch.arange(per_class) % len(own)])
+                missing = per_class - (int(counts[label]) if label < len(counts) else 0)
+                again = own if whole else own[torch.arange(max(missing, 0)) % len(own)]
+                rows.append(len(new) + again)
         self.rows = torch.cat(rows)
 
     def __len__(self) -> int:

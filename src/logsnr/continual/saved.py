@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
@@ -22,7 +23,12 @@ def save_generator(folder: Path, source: ReplayGenerator, names: tuple[str, ...]
     source.unet.save_pretrained(folder / "unet")
     source.scheduler.save_pretrained(folder / "scheduler")
     save_tensors(folder / PROTOTYPES, source.prototypes.tensors())
-    told = {"config": to_dict(source.config), "prototypes": settings(source.prototypes), "names": list(names)}
+    told: dict[str, Any] = {
+        "config": to_dict(source.config),
+        "prototypes": settings(source.prototypes),
+        "names": list(names),
+    }
+    told["learned"] = sorted(source.learned)
     write_json(folder / _TOLD, told)
 
 
@@ -39,5 +45,6 @@ def open_generator(folder: Path) -> tuple[ReplayGenerator, tuple[str, ...]]:
     bank.load(load_tensors(folder / PROTOTYPES))
     source = ReplayGenerator(from_dict(ContinualConfig, told["config"]), bank.shape, bank)
     source.unet.load_state_dict(UNet2DConditionModel.from_pretrained(folder / "unet").state_dict())
+    source.learned = set(told["learned"])
     source.scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
     return source.eval(), tuple(told["names"])

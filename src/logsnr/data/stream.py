@@ -89,15 +89,15 @@ class _Shares:
     def __init__(self, labels: Tensor, label: int, times: int, validation: float, seed: int):
         rows = _rows(labels, label)
         rows = rows[torch.randperm(len(rows), generator=generator(seed, "stream", label))]
-        self.parts, self.validation, self.turn = rows.chunk(times), validation, 0
-        if len(self.parts) < times or any(len(part) < 2 for part in self.parts):
+        self.parts, self.validation, self.turn = rows.tensor_split(times), validation, 0
+        if any(len(part) < 2 for part in self.parts):
             raise InputError(f"class {label} has {len(rows)} images, too few for {times} experiences")
 
     def next(self) -> tuple[Tensor, Tensor]:
         """Training and validation rows of the next experience."""
         part = self.parts[self.turn]
         self.turn += 1
-        held = round(self.validation * len(part))
+        held = min(round(self.validation * len(part)), len(part) - 1)
         return part[held:], part[:held]
 
 

@@ -26,13 +26,21 @@ def reveal(
 ) -> Samples:
     """Images of a hidden pipeline with a key that fits it: ``sample`` once the key is checked.
 
-    An exact key puts the original weights into the pipeline, where they stay.
+    The original weights of an exact key are in the pipeline while it samples, and no longer.
 
     Raises:
         ConceptKeyError: the key is of another model, or beyond its dates.
         InputError: as ``sample`` does.
     """
-    return sample(pipe, prompt, seeds=seeds, key=bring_back(pipe, key), config=config)
+    network: Any = network_of(pipe)
+    public = {name: value.detach().clone() for name, value in network.named_parameters()} if key.originals else {}
+    try:
+        return sample(pipe, prompt, seeds=seeds, key=bring_back(pipe, key), config=config)
+    finally:
+        with torch.no_grad():
+            for name, value in network.named_parameters():
+                if name in public:
+                    value.copy_(public[name])
 
 
 def bring_back(pipe: Pipeline, key: KeyFile) -> Prompt | None:

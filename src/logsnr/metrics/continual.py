@@ -21,8 +21,11 @@ def mean_accuracy(matrix: Matrix) -> float:
 
 
 def forgetting_max(matrix: Matrix) -> float | None:
-    """How far accuracy fell from its best at any moment, the mean over all experiences but the last; None for one."""
-    return _forgetting(matrix, [max(row[j] for row in matrix[j:]) for j in range(len(matrix) - 1)])
+    """How far accuracy fell from its best at any moment before the last, the mean over all experiences but the last.
+
+    What got better in the end counts negative; None for one experience.
+    """
+    return _forgetting(matrix, [max(row[j] for row in matrix[j:-1]) for j in range(len(matrix) - 1)])
 
 
 def forgetting_first(matrix: Matrix) -> float | None:

@@ -101,6 +101,13 @@ class Judge(ModelMixin, ConfigMixin):
         return self.style_head(features)
 
 
+def only(logits: Tensor, classes: Tensor) -> Tensor:
+    """Logits (n, all classes) with those of other classes than these at minus infinity."""
+    masked = torch.full_like(logits, -torch.inf)
+    masked[:, classes] = logits[:, classes]
+    return masked
+
+
 @torch.no_grad()
 def judge_images(judge: Judge, images: Tensor, *, batch_size: int = 500) -> tuple[Tensor, Tensor]:
     """Features (n, num_features) and logits (n, classes) of images (n, channels, size, size) in [-1, 1]."""

@@ -1,0 +1,62 @@
+"""benchmarks/continual.py: headlines are paired by seed, exemplars weigh what the generator's state does."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from logsnr.core.errors import InputError
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    script = importlib.import_module("continual")
+    monkeypatch.setattr(script, "KEPT", tmp_path)
+    return script
+
+
+def kept(bench: Any, name: str, seed: int, accuracy: float, forgetting: float) -> None:
+    sizes = {"prototypes": 640, "projection": 360, "generator": 9000}
+    experiences = [{"bytes": sizes, "key_value_drift": 1e-7 * seed}]
+    values = {"final_accuracy": accuracy, "forgetting_max": forgetting, "experiences": experiences}
+    found = {"tier": "digits", "strategy": name, "seed": seed, **values}
+    bench.place_of("digits", name, seed).write_text(json.dumps(found))
+
+
+def test_exemplars_weigh_what_ours_does(bench: Any) -> None:
+    with pytest.raises(InputError, match="run that first"):
+        bench.config_of("digits", "er-state", 1, {})
+    kept(bench, "gppdm", 1, 0.9, 0.1)
+    assert bench.config_of("digits", "er-state", 1, {}).exemplar_bytes == 1000
+    assert bench.config_of("digits", "er-total", 1, {}).exemplar_bytes == 10_000
+    assert bench.config_of("digits", "gppdm", 7, {"sampling_steps": 5}).sampling_steps == 5
+
+
+def test_headlines_are_paired_by_seed(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: dict[str, Any] = {}
+    monkeypatch.setattr(
+        bench, "write_result", lambda name, protocol, rows, found: written.update(rows=rows, found=found)
+    )
+    for seed, gain in ((1, 0.03), (2, 0.05), (3, 0.04)):
+        kept(bench, "gppdm", seed, 0.6 + 0.1 * seed + gain, 0.2 - gain)
+        kept(bench, "replay", seed, 0.6 + 0.1 * seed, 0.2)
+        kept(bench, "joint", seed, 0.6 + 0.1 * seed + 2 * gain, 0.0)
+    kept(bench, "gppdm", 4, 0.1, 0.9)
+    kept(bench, "gppdm", 100, 0.1, 0.9)
+    bench.report()
+    found = {entry["name"]: entry for entry in written["found"]}
+    gain = found["accuracy_gain_over_replay_low"]
+    assert gain["value"] == gain["low"] == pytest.approx(0.04 - 4.303 * 0.01 / 3**0.5, abs=1e-4)
+    assert not gain["met"]
+    assert found["forgetting_gain_over_replay_low"]["met"]
+    assert found["joint_gap"]["value"] == pytest.approx(0.04)
+    assert found["key_value_drift"]["value"] == pytest.approx(4e-7), "of every reported run, not of tuning"
+    assert "accuracy_gain_over_equal_bytes" not in found
+    assert len(written["rows"]) == 10
