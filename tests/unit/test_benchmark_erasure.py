@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import erasure
+import erasure_arms
 import erasure_attacks
 import erasure_panels
 import erasure_parts
@@ -26,6 +28,7 @@ from logsnr.attacks.config import ATTACKS
 from logsnr.data.captions import Captions
 from logsnr.data.emoji import emoji_captions, held_out_pairs
 from logsnr.data.fashion import NAMES
+from logsnr.models.pipeline import network_of
 
 
 def run_of(
@@ -217,3 +220,33 @@ def test_a_task_of_styles_says_nothing_of_the_erased_one() -> None:
 
 def test_every_attack_has_a_budget() -> None:
     assert set(erasure_attacks.BUDGETS) == set(ATTACKS)
+
+
+@pytest.mark.parametrize(("arm", "kind"), [("SPM", "spm"), ("EAP", "eap")])
+def test_a_run_stops_at_the_highest_level_and_leaves_the_network_as_it_was(
+    arm: str, kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(erasure_panels.IMAGES, "fashion", (20, 20))
+    monkeypatch.setitem(erasure.ARMS, arm, erasure_arms.trained(kind, snapshots=(1, 2, 3)))
+    bench = erasure.Bench("fashion")
+    network = network_of(bench.pipe)
+    before = {name: value.detach().clone() for name, value in network.named_parameters()}
+    task = erasure_tasks.task_of(bench.world.captions, ("ankle boot",), 1, informed=True)
+    looks: list[float] = []
+    measure = bench.measure
+
+    def measured(snapshot: Any, targets: Any, what: str) -> dict[str, Any]:
+        found = measure(snapshot, targets, what)
+        if what == "look":
+            looks.append(snapshot.strength)
+            found["relative_esr1"] = 1.0 if snapshot.strength == 2 else 0.0
+        return found
+
+    monkeypatch.setattr(bench, "measure", measured)
+    row = erasure.run(bench, arm, task, "informed", tmp_path / "row.json")
+    assert looks == [1, 2]
+    assert [look["strength"] for look in row["looks"]] == looks
+    assert ("adversary_hit_rate" in row) == (arm == "EAP")
+    after = dict(network.named_parameters())
+    assert after.keys() == before.keys(), "adapters are gone"
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
