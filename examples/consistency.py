@@ -25,8 +25,8 @@ PROMPT, SEEDS = "an ankle boot", range(8)
 def main(out: Path) -> None:
     """Measure the teacher, train, and draw."""
     pipe = logsnr.load("fashion")
-    config = consistency_preset("slct_small", learning_rate=1e-3, end_levels=80)
-    config = replace(config, run=replace(config.run, steps=40, batch_size=16, cpu=True))
+    config = consistency_preset("slct_small", learning_rate=1e-3, end_levels=40)
+    config = replace(config, run=replace(config.run, steps=30, batch_size=8, cpu=True))
     latents, condition = captioned_latents(pipe, load_world("fashion"), rows=torch.arange(1000))
 
     levels = difference_report(observe(pipe, latents, config, condition=condition), num_levels=6, num_samples=32)

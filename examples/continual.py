@@ -24,7 +24,7 @@ FIRST = split_classes(10, num_experiences=5)[:2]
 def learned(name: str, out: Path | None = None) -> Learner:
     """A learner that has seen the stream."""
     stream = make_stream(load_digits("train"), load_digits("test"), FIRST)
-    learner = Learner(stream, strategy(name, classifier_epochs=8, generator_steps=120, images_per_class=32), out)
+    learner = Learner(stream, strategy(name, classifier_epochs=4, generator_steps=80, images_per_class=24), out)
     for _ in learner.run():
         pass
     return learner
