@@ -47,35 +47,35 @@ def _mean(values: Sequence[float]) -> float | None:
 OURS = ("EAP, projected", "EAP")
 """Our variant, whose gains are the headlines, as was chosen before the first test; and EAP itself, beside it."""
 HEADLINES = (
-    ("psr_gain_over_esd_low", "ESD", 0.0001),
-    ("psr_gain_over_esd_x0_low", "ESD + x0", 0.0001),
-    ("psr_gain_over_uce", "UCE", -1.0),
-    ("psr_gain_over_ca", "CA", -1.0),
+    ("psr_gain_over_esd_low", "ESD", 0.95, 0.0001),
+    ("psr_gain_over_esd_x0_low", "ESD + x0", 0.95, 0.0001),
+    ("psr_gain_over_uce", "UCE", 0.90, -1.0),
+    ("psr_gain_over_ca", "CA", 0.90, -1.0),
 )
-"""Gains are in points."""
+"""Gains are in points, at a level of erasure: UCE and CA hardly ever reach 95 %."""
 
 
 def paired(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Paired differences of what is kept at 95 %, in both regimes; the informed ones are headlines."""
+    """Paired differences of what is kept at a level, in both regimes; the informed ones are headlines."""
     rows, headlines = [], []
-    for name, second, goal in HEADLINES:
+    for name, second, level, goal in HEADLINES:
         for first, regime in itertools.product(OURS, ("informed", "oracle-free")):
             matched = pairs(runs, first, second, regime)
-            if not matched:
+            counts = reached(matched, level)
+            told = {"difference": f"{first} - {second}", "regime": regime, "level": level, "runs": len(matched)}
+            if not counts["both_reached"]:
+                rows += [{**told, **counts}] * bool(matched)
                 continue
-            value, low, high = difference(matched, lambda run, drawn: 100 * kept_at(run, 0.95, drawn))
-            rows.append(
-                {"difference": f"{first} - {second}", "regime": regime, "runs": len(matched), **reached(matched)}
-                | {"value": value, "low": low, "high": high}
-            )
+            value, low, high = difference(matched, lambda run, drawn, at=level: 100 * kept_at(run, at, drawn))
+            rows.append({**told, **counts, "value": value, "low": low, "high": high})
             if (first, regime) == (OURS[0], "informed"):
                 headlines.append(headline(name, low if name.endswith("low") else value, goal, ">=", (low, high)))
     return rows, headlines
 
 
-def reached(matched: Sequence[tuple[Run, Run]]) -> dict[str, int]:
+def reached(matched: Sequence[tuple[Run, Run]], level: float) -> dict[str, int]:
     """How many runs of the first and of the second reach the level; the difference is over those where both do."""
-    finite = np.isfinite([[kept_at(run, 0.95) for run in pair] for pair in matched])
+    finite = np.isfinite([[kept_at(run, level) for run in pair] for pair in matched]).reshape(-1, 2)
     first, second = finite.sum(0).tolist()
     return {"first_reached": first, "second_reached": second, "both_reached": int(finite.all(1).sum())}
 

@@ -119,7 +119,7 @@ class Learner:
             tokens = self.generator.old_tokens(experience.previous)
             record["key_value_drift"] = self.memory.drift(tokens, self.generator.key_values())
         self.records.append(record | {"seconds": seconds} | self._sizes(experience, old))
-        self._write(experience, old)
+        self._write(experience)
 
     def _generate(self, experience: Experience, mixed: Mixed) -> Generator[Moment, None, None]:
         """Prototypes of the new classes, the generator's training, and what its keys and values now have to keep."""
@@ -226,7 +226,7 @@ class Learner:
         assert self.out is not None
         return self.out / f"experience-{index}"
 
-    def _write(self, experience: Experience, old: ReplayBank | None) -> None:
+    def _write(self, experience: Experience) -> None:
         if self.out is None:
             return
         with staged(self._place(experience.index)) as folder:
