@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from logsnr.core.artifact import load_tensors, save_tensors
 from logsnr.core.errors import InputError
 from logsnr.core.random import generator
 from logsnr.core.types import Level, Prediction
-from logsnr.data.labelled import LabelledData, take_all
+from logsnr.data.labelled import Labelled, LabelledData, take_all
 from logsnr.metrics.judge import Judge, only
 from logsnr.models.denoiser import Conditioning, NetworkDenoiser
 from logsnr.schedules.grids import GRIDS
@@ -24,20 +23,8 @@ from logsnr.solvers.noise import start_noise
 from logsnr.solvers.sample import sample_steps
 
 
-@dataclass(frozen=True)
-class ReplayBank:
-    """Images (n, channels, size, size) as bytes with their labels (n,): a data set that stands alone."""
-
-    images: Tensor
-    labels: Tensor
-    classes: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, indices: Tensor) -> dict[str, Tensor]:
-        """``image`` in [-1, 1] and ``label``."""
-        return {"image": self.images[indices].float() / 127.5 - 1, "label": self.labels[indices]}
+class ReplayBank(Labelled):
+    """Images (n, channels, size, size) as bytes with their labels (n,): a data set that stands alone, and is kept."""
 
     @property
     def num_bytes(self) -> int:
