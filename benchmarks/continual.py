@@ -6,7 +6,8 @@
 
 Strategies share networks, steps, replays and seeds. ``er-state`` keeps as many bytes of images as the prototypes and
 the projection of ``gppdm`` weigh in the run of the same seed, ``er-total`` its generator's too, so that comes first.
-Options were chosen on seed 100 and its validation images. What is done is kept in results/continual/.
+``look`` tries options on seed 100 and its validation images, and keeps nothing; what is run is kept in
+results/continual/.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ from logsnr.data.digits import load_digits
 from logsnr.data.fashion import load_fashion
 from logsnr.data.stream import make_stream, split_classes
 from logsnr.metrics.bounds import t_interval
+from logsnr.train.loop import finish
 
 KEPT, WORK = RESULTS / "continual", Path("runs") / "continual"
 TUNED = 100
-_FIRST = torch.tensor([0])
 ORDER = ("gppdm", "replay", "finetune", "joint", "er-state", "er-total", "cpdm-frozen", "cpdm-learned", "projection")
 TIERS: dict[str, dict[str, Any]] = {
     "digits": {"generator_steps": 600, "images_per_class": 64},
@@ -75,18 +76,12 @@ def learn(tier: str, name: str, seed: int, changes: dict[str, Any]) -> dict[str,
     if seed >= TUNED:
         stream = [replace(each, test=each.validation) for each in stream]
     out = WORK / f"{tier}-{name}-{seed}" if not changes else None
-    run, last = Learner(stream, config_of(tier, name, seed, changes), out).run(), None
-    while True:
-        try:
-            moment = next(run)
-        except StopIteration as ended:
-            config = to_dict(config_of(tier, name, seed, changes))
-            every = sum(len(each.train) for each in stream) * math.prod(stream[0].train.take(_FIRST)["image"].shape[1:])
-            holds = {"holds_everything": config["exemplar_bytes"] >= every} if name.startswith("er-") else {}
-            return {"tier": tier, "strategy": name, "seed": seed, "config": config, **holds, **ended.value}
-        if (moment.experience, moment.phase) != last:
-            last = (moment.experience, moment.phase)
-            print(f"{name}, seed {seed}: {moment.phase} of experience {moment.experience}", flush=True)
+    config = config_of(tier, name, seed, changes)
+    learner = Learner(stream, config, out)
+    found = finish(learner.run())
+    every = sum(len(each.train) for each in stream) * math.prod(learner.shape)
+    holds = {"holds_everything": config.exemplar_bytes >= every} if name.startswith("er-") else {}
+    return {"tier": tier, "strategy": name, "seed": seed, "config": to_dict(config), **holds, **found}
 
 
 def results() -> Iterator[dict[str, Any]]:

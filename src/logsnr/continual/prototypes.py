@@ -17,10 +17,10 @@ from torch.nn import functional
 from logsnr.continual.config import Mode, Start
 from logsnr.core.errors import InputError
 from logsnr.core.random import generator
-from logsnr.data.labelled import LabelledData, take_all
+from logsnr.data.labelled import LabelledData, from_bytes, take_all, to_bytes
 from logsnr.metrics.judge import Judge, judge_images, only
 
-_TYPES = {"float32": torch.float32, "float16": torch.float16, "uint8": torch.uint8}
+_TYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
 class PrototypeBank(nn.Module):
@@ -84,12 +84,10 @@ class PrototypeBank(nn.Module):
         return functional.interpolate(image[None], self.small[1:], mode="area")[0]
 
     def _stored(self, value: Tensor) -> Tensor:
-        if self.storage == "uint8":
-            return ((value + 1) * 127.5).round().to(torch.uint8)
-        return value.to(_TYPES[self.storage])
+        return to_bytes(value) if self.storage == "uint8" else value.to(_TYPES[self.storage])
 
     def _read(self, stored: Tensor) -> Tensor:
-        return stored.float() / 127.5 - 1 if stored.dtype == torch.uint8 else stored.float()
+        return from_bytes(stored) if stored.dtype == torch.uint8 else stored.float()
 
     def tensors(self) -> dict[str, Tensor]:
         """What is kept of old classes, by class, as it is stored."""

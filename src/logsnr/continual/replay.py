@@ -14,7 +14,7 @@ from logsnr.core.artifact import load_tensors, save_tensors
 from logsnr.core.errors import InputError
 from logsnr.core.random import generator
 from logsnr.core.types import Level, Prediction
-from logsnr.data.labelled import Labelled, LabelledData, take_all
+from logsnr.data.labelled import Labelled, LabelledData, take_all, to_bytes
 from logsnr.metrics.judge import Judge, only
 from logsnr.models.denoiser import Conditioning, NetworkDenoiser
 from logsnr.schedules.grids import GRIDS
@@ -40,11 +40,6 @@ class ReplayBank(Labelled):
         """The inverse of ``save``."""
         tensors = load_tensors(path)
         return cls(tensors["images"], tensors["labels"], classes)
-
-
-def to_bytes(images: Tensor) -> Tensor:
-    """Images in [-1, 1] as bytes."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def replay(

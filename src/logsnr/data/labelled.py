@@ -29,6 +29,16 @@ class LabelledData(Protocol):
         ...
 
 
+def to_bytes(images: Tensor) -> Tensor:
+    """Images in [-1, 1] as bytes."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def from_bytes(images: Tensor) -> Tensor:
+    """Images of bytes as floats in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
 @dataclass(frozen=True)
 class Labelled:
     """Images (n, channels, size, size) as bytes, and labels (n,); ``take`` gives images as floats in [-1, 1]."""
@@ -42,7 +52,7 @@ class Labelled:
 
     def take(self, indices: Tensor) -> dict[str, Tensor]:
         """``image`` (n, channels, size, size) in [-1, 1] and ``label`` (n,)."""
-        return {"image": self.images[indices].float() / 127.5 - 1, "label": self.labels[indices]}
+        return {"image": from_bytes(self.images[indices]), "label": self.labels[indices]}
 
 
 @dataclass(frozen=True)

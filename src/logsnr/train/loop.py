@@ -25,6 +25,7 @@ from logsnr.train.preview import image_grid, save_picture
 from logsnr.train.trackers import StepLog, last_seconds
 
 Made = TypeVar("Made")
+Step = TypeVar("Step")
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Progress:
     logs: dict[str, float] = field(default_factory=dict)
 
 
-def finish(steps: Generator[Progress, None, Made], progress: Callable[[Progress], None] | None = None) -> Made:
+def finish(steps: Generator[Step, None, Made], progress: Callable[[Step], None] | None = None) -> Made:
     """What a run returns after its last step; ``progress`` is called after each, and what it raises closes the run."""
     with closing(steps):
         while True:
