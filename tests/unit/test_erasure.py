@@ -172,6 +172,26 @@ def test_checkpointed_blocks_are_computed_again_with_the_old_weights(make: Any) 
     torch.testing.assert_close(found[1], found[0])
 
 
+@pytest.mark.parametrize("make", [tiny_sd, tiny_sd3])
+def test_checkpointing_keeps_no_graph_of_a_call_and_samples_row_by_row(make: Any) -> None:
+    """The three calls with gradients are made again in the backward pass, and no trajectory has more than one row."""
+    pipe = make()
+    network = network_of(pipe)
+    network.enable_gradient_checkpointing()
+    method, calls = moved(pipe, config_of(gumbel_hard=False)), []
+    with network.register_forward_pre_hook(
+        lambda _, args, given: calls.append((torch.is_grad_enabled(), len(given["encoder_hidden_states"]))),
+        with_kwargs=True,
+    ):
+        value = method.loss(batch_of(), 0).value
+        made = len(calls)
+        value.backward()
+    assert [graph for graph, _ in calls].count(True) == 6
+    assert all(graph for graph, _ in calls[made:])
+    assert len(calls) == made + 3
+    assert max(rows for graph, rows in calls[: made - 4]) == 2  # a row with guidance; then come the scores
+
+
 @pytest.mark.parametrize("temperature", [0.5, 2.0, 8.0])
 def test_hard_draws_follow_the_logits_at_any_temperature(temperature: float) -> None:
     texts = {"encoder_hidden_states": torch.eye(3)[:, None]}

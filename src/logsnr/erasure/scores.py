@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from logsnr.erasure.config import EraseConfig
 from logsnr.erasure.levels import LevelDraw
-from logsnr.models.denoiser import Conditioning, Tree
+from logsnr.models.denoiser import Conditioning, Tree, split_tree
 from logsnr.models.edited import Edited, repeat_row
 from logsnr.models.pipeline import Pipeline, denoiser_of
+from logsnr.models.swapped import has_checkpoints
 from logsnr.solvers.trajectory import state_at
 
 _LATE, _APART = 1, 2
@@ -38,8 +40,12 @@ class Scores(Edited):
     def state(self, x: Tensor, texts: Tree, place: int, *, since: int | None = None) -> Tensor:
         """Samples of these texts, one a row, where the network is told ``grid[place]``.
 
-        They go on from x: the samples at the place ``since``, or at the start.
+        They go on from x: the samples at the place ``since``, or at the start. With gradient checkpointing on, as a
+        sign that memory is short, each goes by itself.
         """
+        if len(x) > 1 and has_checkpoints(self.network):
+            alone = zip(x.split(1), split_tree(texts, 1), strict=True)
+            return torch.cat([self.state(row, text, place, since=since) for row, text in alone])
         grid, late, apart = self.levels.grid, 0, 0
         if not self.levels.exact:
             late, apart = _LATE, _APART

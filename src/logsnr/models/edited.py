@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from logsnr.core.errors import UnsupportedError
 from logsnr.core.types import Level
@@ -17,6 +18,7 @@ from logsnr.models.denoiser import NetworkDenoiser, Tree, select_rows
 from logsnr.models.fingerprint import fingerprint
 from logsnr.models.parameters import select_parameters
 from logsnr.models.pipeline import Pipeline, component_of, denoiser_of, encode_prompts, latent_shape, network_of
+from logsnr.models.swapped import has_checkpoints
 from logsnr.schedules.origins import is_few_step
 
 
@@ -78,8 +80,13 @@ class Edited:
         return encode_prompts(self.pipe, prompts, guided=False).values
 
     def output(self, network: NetworkDenoiser, x: Tensor, told: Level, texts: Tree) -> Tensor:
-        """What ``new``, ``old`` or ``still`` says of x (rows, ...) at a level."""
+        """What ``new``, ``old`` or ``still`` says of x (rows, ...) at a level.
+
+        With gradient checkpointing on, the backward pass computes it again, so that graphs do not pile up.
+        """
         self.count("scores", len(x))
+        if torch.is_grad_enabled() and has_checkpoints(self.network):
+            return checkpoint(network.output, x, told, texts, use_reentrant=False)
         return network.output(x, told, texts)
 
     @contextmanager

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from logsnr.core.errors import InputError, UnsupportedError
 from logsnr.models.denoiser import Conditioning, Tree, num_rows, select_rows
+from logsnr.models.swapped import has_checkpoints
 
 LAYERS = ("mid", "midout", "all")
 """Where a prompt is read: in the middle, from there on, or everywhere."""
@@ -111,7 +112,7 @@ def reading(network: nn.Module, prompt: Prompt) -> Iterator[None]:
     if not prompt.keys.shape[-2]:
         yield
         return
-    if torch.is_grad_enabled() and any(getattr(part, "gradient_checkpointing", False) for part in network.modules()):
+    if torch.is_grad_enabled() and has_checkpoints(network):
         raise UnsupportedError("a prompt is not read again where blocks are: switch gradient checkpointing off")
     keys, values = (part if part.dim() == 3 else part[None] for part in (prompt.keys, prompt.values))
     now = _Reading(keys, values)

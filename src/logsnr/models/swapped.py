@@ -18,6 +18,11 @@ def call_with(module: nn.Module, weights: Mapping[str, Tensor], inputs: tuple[An
         return functional_call(module, dict(weights), inputs, given)
 
 
+def has_checkpoints(module: nn.Module) -> bool:
+    """Whether gradient checkpointing is on in a part of the module."""
+    return any(getattr(part, "gradient_checkpointing", False) for part in module.modules())
+
+
 @contextmanager
 def _recomputed_alike(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Inside the block, what gradient checkpointing computes again in the backward pass has these weights as well.
