@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Generator
@@ -11,16 +12,17 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
 from logsnr.continual.config import STRATEGIES, ContinualConfig, strategy
 from logsnr.continual.generator import PATCHES, ReplayGenerator
 from logsnr.continual.learner import Learner
 from logsnr.continual.method import GeneratorMethod
+from logsnr.continual.pipeline import PrototypePipeline
 from logsnr.continual.prototypes import PrototypeBank, starts_of
 from logsnr.continual.replay import ByClassifier, Mixed, ReplayBank, exemplars, replay
-from logsnr.continual.saved import open_generator
 from logsnr.core.artifact import load_tensors
-from logsnr.core.errors import InputError
+from logsnr.core.errors import InputError, MissingError
 from logsnr.core.types import Prediction
 from logsnr.data.digits import load_digits
 from logsnr.data.labelled import Labelled
@@ -270,6 +272,49 @@ class TestConditioning:
         assert torch.allclose(found, 4 * told - 3 * not_told, atol=1e-5)
 
 
+class TestPipeline:
+    def test_ddim_is_its_closed_form_on_the_guided_network(self) -> None:
+        source = generator_of(quick())
+        pipe = PrototypePipeline.of(source, data().classes)
+        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+        options: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 4.0, "output_type": "pt"}
+        found = pipe([3, 1], num_images_per_label=2, generator=torch.Generator().manual_seed(5), **options).images
+        labels, x = torch.tensor([3, 3, 1, 1]), torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(5))
+        kept = pipe.scheduler.alphas_cumprod
+        with torch.no_grad():
+            for now, after in ((999, 499), (499, None)):
+                times = torch.full((4,), float(now))
+                told, not_told = (source(x, times, **source.condition(labels, drop)) for drop in (None, labels > -1))
+                v, alpha, sigma = (1 + 3) * told - 3 * not_told, kept[now] ** 0.5, (1 - kept[now]) ** 0.5
+                x0, noise = alpha * x - sigma * v, sigma * x + alpha * v
+                x = kept[after] ** 0.5 * x0 + (1 - kept[after]) ** 0.5 * noise if after is not None else x0
+        # without a step after it, diffusers ends where its first training level is
+        assert pipe.scheduler.config["set_alpha_to_one"]
+        torch.testing.assert_close(found, (x / 2 + 0.5).clamp(0, 1), atol=1e-5, rtol=0)
+
+    @pytest.mark.parametrize("kind", [DPMSolverMultistepScheduler, EulerDiscreteScheduler])
+    def test_a_saved_one_draws_the_same_by_any_scheduler(self, kind: Any, tmp_path: Path) -> None:
+        pipe = PrototypePipeline.of(generator_of(quick()), data().classes)
+        pipe.source.prototypes.finish()
+        pipe.save_pretrained(tmp_path)
+        assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == "PrototypePipeline"
+        again, images = PrototypePipeline.from_pretrained(tmp_path), []
+        assert again.names == pipe.names
+        for each in (pipe, again):
+            each.scheduler = kind.from_config(each.scheduler.config, timestep_spacing="trailing")
+            each.set_progress_bar_config(disable=True)
+            images.append(each([0, 2], num_inference_steps=3, generator=torch.Generator().manual_seed(1)).images)
+        assert [image.size for image in images[0]] == [(8, 8)] * 2
+        assert all(first.tobytes() == second.tobytes() for first, second in zip(*images, strict=True))
+
+    def test_what_was_not_learned_is_refused(self, tmp_path: Path) -> None:
+        pipe = PrototypePipeline.of(generator_of(quick()), data().classes)
+        with pytest.raises(InputError, match="class 9: it has learned 0, 1, 2, 3"):
+            pipe([0, 9])
+        with pytest.raises(MissingError, match="holds no generator"):
+            PrototypePipeline.from_pretrained(tmp_path)
+
+
 class TestReplay:
     def test_an_image_depends_on_its_class_and_place_alone(self) -> None:
         config = quick()
@@ -456,7 +501,8 @@ class TestLearner:
     def test_a_saved_generator_draws_what_it_drew(self, tmp_path: Path) -> None:
         learner = Learner(stream(2), quick(), tmp_path)
         finished(learner.run())
-        source, names = open_generator(tmp_path / "experience-1")
+        pipe = PrototypePipeline.from_pretrained(tmp_path / "experience-1")
+        source, names = pipe.source, pipe.names
         options: dict[str, Any] = {"experience": 0, "config": quick()}
         assert learner.generator is not None
         ours = replay(source, [0, 3], names, **options)

@@ -153,20 +153,21 @@ class SampleClasses(Console):
     """Folder of grid.png and images.safetensors."""
 
     def run(self) -> int:
+        from logsnr.continual.generator import check_learned
+        from logsnr.continual.pipeline import PrototypePipeline
         from logsnr.continual.replay import replay
-        from logsnr.continual.saved import open_generator
         from logsnr.train.preview import image_grid, save_picture
 
         check_writable(self.out)
-        source, names = open_generator(self.run_folder)
-        known = sorted(source.learned)
-        if unknown := [label for label in self.classes if label not in known]:
-            raise InputError(f"class {unknown[0]} was not learned yet: choose from {', '.join(map(str, known))}")
+        pipe = PrototypePipeline.from_pretrained(self.run_folder)
+        source = pipe.source
+        classes = self.classes or sorted(source.learned)
+        check_learned(source, classes)
         if self.per_class < 1:
             raise InputError("per_class must be at least 1")
         chosen = {"images_per_class": self.per_class, "sampling_steps": self.sampling_steps, "seed": self.seed}
         config = replace(source.config, **chosen, guidance_scale=self.guidance_scale)
-        made = replay(source, self.classes or known, names, experience=0, config=config)
+        made = replay(source, classes, pipe.names, experience=0, config=config)
         images = made.take(_all(len(made)))["image"]
         grid = save_picture(image_grid(images, columns=self.per_class), self.out / "grid.png")
         made.save(self.out / "images.safetensors")

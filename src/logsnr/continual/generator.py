@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from logsnr.continual.config import ContinualConfig
 from logsnr.continual.prototypes import PrototypeBank
+from logsnr.core.errors import InputError
 from logsnr.core.random import generator
 from logsnr.models.denoiser import Conditioning, NetworkDenoiser, Tree
 from logsnr.schedules.schedule import Schedule
@@ -103,6 +104,17 @@ class ReplayGenerator(nn.Module):
     def conditioning(self, labels: Tensor) -> Conditioning:
         """Classes (n,) with what guidance leads away from."""
         return Conditioning(self.condition(labels), self.condition(labels, torch.ones_like(labels, dtype=torch.bool)))
+
+
+def check_learned(source: ReplayGenerator, classes: Sequence[int]) -> None:
+    """Refuse classes that a generator cannot draw.
+
+    Raises:
+        InputError: it was not trained in an experience of theirs.
+    """
+    if unknown := [label for label in classes if label not in source.learned]:
+        known = ", ".join(map(str, sorted(source.learned))) or "none yet"
+        raise InputError(f"the generator has not learned class {unknown[0]}: it has learned {known}")
 
 
 def build_unet(config: ContinualConfig, shape: Sequence[int]) -> UNet2DConditionModel:

@@ -25,9 +25,9 @@ from torch import Tensor
 from logsnr.continual.config import ContinualConfig
 from logsnr.continual.generator import ReplayGenerator
 from logsnr.continual.method import ClassifierMethod, GeneratorMethod
+from logsnr.continual.pipeline import PROTOTYPES, PrototypePipeline
 from logsnr.continual.prototypes import PrototypeBank, starts_of
 from logsnr.continual.replay import Mixed, ReplayBank, exemplars, replay, seen_before
-from logsnr.continual.saved import PROTOTYPES, save_generator
 from logsnr.core.artifact import load_tensors, save_tensors, staged, write_json
 from logsnr.core.config import read_json, to_dict
 from logsnr.core.errors import InputError
@@ -232,7 +232,7 @@ class Learner:
         with staged(self._place(experience.index)) as folder:
             self.classifier.save_pretrained(folder / "classifier")
             if self.generator is not None:
-                save_generator(folder, self.generator, self.names)
+                PrototypePipeline.of(self.generator, self.names).save_pretrained(folder)
                 save_tensors(folder / "projection.safetensors", self.memory.state())
             write_json(folder / "state.json", self.result())
         for leftover in (self.out / "work").glob(f"{experience.index}-*"):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from logsnr.continual.config import ContinualConfig
-from logsnr.continual.generator import ReplayGenerator
+from logsnr.continual.generator import ReplayGenerator, check_learned
 from logsnr.core.artifact import load_tensors, save_tensors
 from logsnr.core.errors import InputError
 from logsnr.core.random import generator
@@ -59,8 +59,7 @@ def replay(
     Raises:
         InputError: the generator has not learned a class.
     """
-    if unknown := [label for label in classes if label not in source.learned]:
-        raise InputError(f"the generator has not learned class {unknown[0]}: train it on one of its experiences first")
+    check_learned(source, classes)
     guide = (classifier, torch.tensor(list(classes))) if classifier else None
     labels = torch.tensor([label for label in classes for _ in range(config.images_per_class)], dtype=torch.long)
     keys = [(label, i) for label in classes for i in range(config.images_per_class)]
