@@ -4,10 +4,10 @@
     python benchmarks/continual.py look --strategies gppdm --options '{...}'
     python benchmarks/continual.py report
 
-Strategies share networks, steps, replays and seeds. ``er-state`` keeps as many bytes of images as the prototypes and
-the projection of ``gppdm`` weigh in the run of the same seed, ``er-total`` its generator's too, so that comes first.
-``look`` tries options on seed 100 and its validation images, and keeps nothing; what is run is kept in
-results/continual/.
+Tiers are digits, mnist5k and fashion. Strategies share networks, steps, replays and seeds. ``er-state`` keeps as many
+bytes of images as the prototypes and the projection of ``gppdm`` weigh in the run of the same seed, ``er-total`` its
+generator's too, so that comes first. ``look`` tries options on seed 100 and its validation images, and keeps nothing;
+what is run is kept in results/continual/.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from logsnr.core.config import to_dict
 from logsnr.core.errors import InputError
 from logsnr.data.digits import load_digits
 from logsnr.data.fashion import load_fashion
+from logsnr.data.mnist import load_mnist5k
 from logsnr.data.stream import make_stream, split_classes
 from logsnr.metrics.bounds import t_interval
 from logsnr.train.loop import finish
@@ -39,6 +40,7 @@ TUNED = 100
 ORDER = ("gppdm", "replay", "finetune", "joint", "er-state", "er-total", "cpdm-frozen", "cpdm-learned", "projection")
 TIERS: dict[str, dict[str, Any]] = {
     "digits": {"generator_steps": 600, "images_per_class": 64},
+    "mnist5k": {"generator_steps": 1000, "images_per_class": 100, "channels": (16, 32, 64)},
     "fashion": {
         "generator_steps": 1500,
         "images_per_class": 200,
@@ -70,7 +72,7 @@ def config_of(tier: str, name: str, seed: int, changes: dict[str, Any]) -> Conti
 def learn(tier: str, name: str, seed: int, changes: dict[str, Any]) -> dict[str, Any]:
     """One run, going on where it was cut; with a seed for tuning it is measured on validation images."""
     torch.set_num_threads(1)
-    load = load_digits if tier == "digits" else load_fashion
+    load = {"digits": load_digits, "mnist5k": load_mnist5k, "fashion": load_fashion}[tier]
     train, test = load("train"), load("test")
     stream = make_stream(train, test, split_classes(10, 5, order_seed=seed), seed=seed)
     if seed >= TUNED:
@@ -102,7 +104,11 @@ def paired(runs: Sequence[dict[str, Any]], tier: str, first: str, second: str, f
 def report() -> None:
     """Rows of all runs, and headlines of the greatest tier that has both ``gppdm`` and ``replay``."""
     runs = list(results())
-    tiers = [tier for tier in ("fashion", "digits") if len(paired(runs, tier, "gppdm", "replay", "final_accuracy")) > 1]
+    tiers = [
+        tier
+        for tier in ("fashion", "mnist5k", "digits")
+        if len(paired(runs, tier, "gppdm", "replay", "final_accuracy")) > 1
+    ]
     headlines = []
     if tiers:
         tier = tiers[0]

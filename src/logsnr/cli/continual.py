@@ -23,8 +23,8 @@ Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 class RunStream(Console):
     """Learn a data set a few classes at a time, with one strategy against forgetting."""
 
-    benchmark: Literal["digits", "fashion"] = "digits"
-    """scikit-learn's digits at 8 pixels, or Fashion-MNIST at 32."""
+    benchmark: Literal["digits", "mnist5k", "fashion"] = "digits"
+    """scikit-learn's digits at 8 pixels, 5,000 images of MNIST at 16, or Fashion-MNIST at 32."""
     strategy: str = "gppdm"
     """finetune, joint, er-state, er-total, replay, replay-guided, cpdm-frozen, cpdm-learned, projection or gppdm."""
     num_experiences: int = 5
@@ -114,6 +114,10 @@ def _data(benchmark: str) -> tuple[LabelledData, LabelledData]:
         from logsnr.data.digits import load_digits
 
         return load_digits("train"), load_digits("test")
+    if benchmark == "mnist5k":
+        from logsnr.data.mnist import load_mnist5k
+
+        return load_mnist5k("train"), load_mnist5k("test")
     from logsnr.data.fashion import load_fashion
 
     return load_fashion("train"), load_fashion("test")
