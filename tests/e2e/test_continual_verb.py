@@ -33,10 +33,25 @@ def test_a_run_is_sampled_inspected_and_compared(capsys: pytest.CaptureFixture[s
     kept, width = seen["directions"]["inputs"]
     assert width == 64
     assert 10 < kept <= 64
+    measured = result(
+        capsys, "continual", "compare", str(tmp_path / "gppdm"), "--replay-quality", "--per-class", "4",
+        "--out", str(tmp_path / "compared"),
+    )["replays"]  # fmt: skip
+    rows = measured["runs"][str(tmp_path / "gppdm")]
+    assert [(row["experience"], row["label"], row["age"]) for row in rows] == [
+        *((0, label, 0) for label in range(5)),
+        *((1, label, int(label < 5)) for label in range(10)),
+    ]
+    assert all(0 <= row["fidelity"] <= 1 and row["nearest_ratio"] > 1 for row in rows), "noise is far from all digits"
+    assert abs(sum(row["real_kernel_distance"] for row in rows)) < sum(row["kernel_distance"] for row in rows)
+    assert measured["judge_accuracy"] > 0.5
+    assert (tmp_path / "compared" / "replays.png").is_file()
     result(capsys, *RUN, "--strategy", "finetune", "--num-experiences", "2", "--out", str(tmp_path / "finetune"))
     code, out, _ = called(capsys, "continual", "compare", str(tmp_path / "gppdm"), str(tmp_path / "finetune"))
     assert code == 0
     assert [line.split("|")[2].strip() for line in out.splitlines()[2:]] == ["gppdm", "finetune"]
+    code, _, err = called(capsys, "continual", "compare", str(tmp_path / "finetune"), "--replay-quality")
+    assert (code, "has no generator" in err) == (2, True)
 
 
 @pytest.mark.parametrize(

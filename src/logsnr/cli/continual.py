@@ -220,20 +220,55 @@ class Compare(Console):
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folders of finished runs."""
+    replay_quality: Flag = False
+    """Also measure what the runs' generators replay of each class as it ages, by a judge of all classes."""
+    per_class: int = 64
+    """With --replay-quality: images of each class, after each experience."""
+    out: Path = Path("out")
+    """With --replay-quality: folder of replays.json and replays.png."""
 
     def run(self) -> int:
         from logsnr.core.config import read_json
 
-        rows = []
+        found: dict[Path, Any] = {}
         for folder in self.runs:
             if not (folder / "result.json").exists():
                 raise MissingError(f"{folder} holds no finished run: give the --out of `continual run`")
-            found = read_json(folder / "result.json")
-            rows.append({"run": str(folder), **{name: found[name] for name in _COLUMNS}})
+            found[folder] = read_json(folder / "result.json")
+        rows = [{"run": str(folder), **{name: told[name] for name in _COLUMNS}} for folder, told in found.items()]
         lines = ["| run | " + " | ".join(_COLUMNS) + " |", "|---" * (len(_COLUMNS) + 1) + "|"]
         lines += ["| " + " | ".join(_cell(value) for value in row.values()) + " |" for row in rows]
-        self.result({"runs": rows}, lines)
+        values: dict[str, Any] = {"runs": rows}
+        if self.replay_quality:
+            values["replays"] = self._replays(found)
+            lines.append(f"replay over the age of classes: {self.out / 'replays.png'}")
+        self.result(values, lines)
         return 0
+
+    def _replays(self, found: dict[Path, Any]) -> dict[str, Any]:
+        """What each run's generators replay, and the judge's own accuracy."""
+        from logsnr.continual.quality import judge_of_all, replay_quality
+        from logsnr.core.artifact import write_json
+        from logsnr.core.config import from_dict, read_json
+        from logsnr.evaluation.plots import plot_replays
+        from logsnr.train.preview import save_picture
+
+        benchmarks = {told["benchmark"] for told in found.values()}
+        if len(benchmarks) > 1:
+            raise InputError(f"these runs learned {' and '.join(sorted(benchmarks))}: compare replay on one data set")
+        if self.per_class < 2:
+            raise InputError("per_class must be at least 2")
+        if without := [folder for folder in found if not (folder / "experience-0" / "unet").is_dir()]:
+            raise MissingError(f"{without[0]} has no generator: compare replay of runs that replay")
+        check_writable(self.out)
+        train, test = _data(benchmarks.pop())
+        config = from_dict(ContinualConfig, read_json(self.runs[0] / "run.json")["config"])
+        judge, accuracy = judge_of_all(train, test, config)
+        rows = {str(folder): replay_quality(folder, train, test, judge, per_class=self.per_class) for folder in found}
+        values = {"judge_accuracy": accuracy, "runs": rows}
+        write_json(self.out / "replays.json", values)
+        save_picture(plot_replays(rows), self.out / "replays.png")
+        return values
 
 
 _COLUMNS = ("strategy", "seed", "final_accuracy", "mean_accuracy", "forgetting_max", "bytes", "seconds")
