@@ -20,7 +20,7 @@ from logsnr.continual.learner import Learner
 from logsnr.continual.method import GeneratorMethod
 from logsnr.continual.pipeline import PrototypePipeline
 from logsnr.continual.prototypes import PrototypeBank, starts_of
-from logsnr.continual.replay import ByClassifier, Mixed, ReplayBank, exemplars, replay
+from logsnr.continual.replay import ByClassifier, Mixed, ReplayBank, exemplars, nearest_classes, replay
 from logsnr.core.artifact import load_tensors
 from logsnr.core.errors import InputError, MissingError
 from logsnr.core.types import Prediction
@@ -530,9 +530,44 @@ class TestLearner:
         assert float(found.logs["distilled"]) == pytest.approx(0.5, rel=1e-4)
         assert float(found.value.detach()) == pytest.approx(float(found.logs["denoising"]) + 0.5, rel=1e-4)
 
+    def test_a_new_class_is_pulled_to_the_nearest_old_one_by_the_timestep(self) -> None:
+        config = quick(nearest_class_weight=0.5, label_dropout=0.0)
+        source = generator_of(config)
+        method = GeneratorMethod(source, GradientProjectionMemory(), config, nearest={2: 0, 3: 1})
+        labels = torch.arange(8) % 4
+        values = {"image": torch.rand(8, *SHAPE), "label": labels, "replayed": labels < 2}
+        found = method.loss(Batch(values, slice(0, 8), 8, (0, 0), torch.device("cpu")), 0)
+        draws, total = Batch(values, slice(0, 8), 8, (0, 0), torch.device("cpu")), 0.0
+        places, noise = draws.integers(0, 1000), draws.normal(*SHAPE)
+        for row in (2, 3, 6, 7):
+            place, own = places[row], labels[row : row + 1]
+            x = method.alphas[place] * values["image"][row : row + 1] + method.sigmas[place] * noise[row : row + 1]
+            told, aim = source.condition(own), source.condition(own - 2)
+            tokens = torch.cat([aim["tokens"][:, :2], told["tokens"][:, 2:]], 1)  # the name is the old class's
+            with torch.no_grad():
+                gap = source(x, place[None].float(), **told) - source(x, place[None].float(), tokens, told["image"])
+            total += float(place * gap.square().mean()) / 4
+        assert float(found.logs["nearest"]) == pytest.approx(total, rel=1e-3)
+        assert float(found.value.detach()) == pytest.approx(float(found.logs["denoising"]) + total / 2, rel=1e-3)
+        old = {**values, "label": labels % 2}
+        assert float(method.loss(Batch(old, slice(0, 8), 8, (0, 0), torch.device("cpu")), 0).logs["nearest"]) == 0
+
+    def test_the_nearest_class_is_that_of_the_nearest_mean_feature(self) -> None:
+        class Itself(Judge):
+            def features(self, images: torch.Tensor) -> torch.Tensor:
+                return images.flatten(1)[:, : self.config["num_features"]]
+
+        judge = Itself(channels=1, size=8, width=8, num_features=8, classes=data().classes)
+        images = torch.zeros(8, *SHAPE, dtype=torch.uint8)
+        images[:, 0, 0, :2] = torch.tensor([[255, 0], [0, 255], [250, 10], [10, 250]]).repeat(2, 1).to(torch.uint8)
+        labelled = Labelled(images, torch.arange(8) % 4, data().classes)
+        assert nearest_classes(judge, labelled, (2, 3), (0, 1)) == {2: 0, 3: 1}
+        assert nearest_classes(judge, labelled, (2,), (1, 3)) == {2: 3}
+
     @pytest.mark.parametrize(
         ("options", "match"),
         [
+            ({"nearest_class_weight": -1.0}, "not negative"),
             ({"label_dropout": 1.0}, "below 1"),
             ({"generator_steps": 0}, "at least 1"),
             ({"channels": (20,)}, "multiples of 16"),

@@ -42,6 +42,9 @@ class ContinualConfig:
     """How often a row is trained without its class."""
     distill_weight: float = 0.0
     """Weight of what the old generator says of replayed images."""
+    nearest_class_weight: float = 0.0
+    """Weight of the released code's pull of a new class's outputs towards those of the old class nearest to it, which
+    it has at 1e-4."""
     images_per_class: int = 64
     """Replayed images of each old class, made once an experience."""
     sampling_steps: int = 20
@@ -68,12 +71,15 @@ class ContinualConfig:
         rates = (self.prototype_learning_rate, self.classifier_learning_rate, self.generator_learning_rate)
         if min(rates) <= 0 or self.prototype_size < 0:
             raise InputError("learning rates must be positive, and prototype_size not negative")
-        if not 0 <= self.label_dropout < 1 or min(self.distill_weight, self.classifier_guidance, self.pull_weight) < 0:
+        if not 0 <= self.label_dropout < 1 or min(self._weights()) < 0:
             raise InputError("label_dropout is a share below 1, and weights and guidance are not negative")
         if self.memory == "exemplars" and self.exemplar_bytes < 1:
             raise InputError("exemplars need bytes: say how many in exemplar_bytes")
         if any(width < 16 or width % 16 for width in self.channels) or not self.channels:
             raise InputError(f"channels are {self.channels}: they must be multiples of 16")
+
+    def _weights(self) -> tuple[float, ...]:
+        return (self.distill_weight, self.classifier_guidance, self.pull_weight, self.nearest_class_weight)
 
 
 _COUNTS = (

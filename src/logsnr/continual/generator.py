@@ -55,9 +55,12 @@ class ReplayGenerator(nn.Module):
             labels.device
         )
 
-    def condition(self, labels: Tensor, dropped: Tensor | None = None) -> Tree:
-        """What the network reads of classes (n,); of ``dropped`` rows (n,) nothing of them."""
-        prototypes = self.prototypes.images(labels)
+    def condition(self, labels: Tensor, dropped: Tensor | None = None, *, shown: Tensor | None = None) -> Tree:
+        """What the network reads of classes (n,), with the prototypes of those ``shown`` if others are.
+
+        Of ``dropped`` rows (n,) it reads nothing.
+        """
+        prototypes = self.prototypes.images(labels if shown is None else shown)
         tokens = [self.null.expand(len(labels), -1), self.class_vectors(labels), *self._patch_tokens(prototypes)]
         text = torch.stack(tokens, 1)
         image = prototypes if self.config.conditioning != "tokens" else torch.zeros_like(prototypes)

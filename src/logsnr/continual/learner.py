@@ -27,7 +27,7 @@ from logsnr.continual.generator import ReplayGenerator
 from logsnr.continual.method import ClassifierMethod, GeneratorMethod
 from logsnr.continual.pipeline import PROTOTYPES, PrototypePipeline
 from logsnr.continual.prototypes import PrototypeBank, starts_of
-from logsnr.continual.replay import Mixed, ReplayBank, exemplars, replay, seen_before
+from logsnr.continual.replay import Mixed, ReplayBank, exemplars, nearest_classes, replay, seen_before
 from logsnr.core.artifact import load_tensors, save_tensors, staged, write_json
 from logsnr.core.config import read_json, to_dict
 from logsnr.core.errors import InputError
@@ -133,7 +133,11 @@ class Learner:
         before = None
         if config.distill_weight and experience.previous:
             before = copy.deepcopy(self.generator).eval().requires_grad_(False)
-        method = GeneratorMethod(self.generator.train(), self.memory, config, before)
+        nearest = None
+        if config.nearest_class_weight and experience.previous:
+            fresh = [label for label in classes if label not in experience.previous]
+            nearest = nearest_classes(self.classifier, mixed, fresh, experience.previous)
+        method = GeneratorMethod(self.generator.train(), self.memory, config, before, nearest)
         steps, batch = config.generator_steps, config.generator_batch
         yield from self._fit(experience, "generator", method, mixed, steps, batch)
         self.prototypes.finish()

@@ -7,7 +7,7 @@ said when their class came. All else of the generator is free, so replay stays n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,8 @@ class ClassifierMethod:
 class GeneratorMethod:
     """Denoising of new and replayed images, given classes and prototypes.
 
-    ``old`` is the generator before the experience, for distillation on ``replayed`` rows.
+    ``old`` is the generator before the experience, for distillation on ``replayed`` rows; ``nearest`` the old class of
+    each new one that its outputs are pulled to.
     """
 
     def __init__(
@@ -70,8 +71,9 @@ class GeneratorMethod:
         memory: GradientProjectionMemory,
         config: ContinualConfig,
         old: ReplayGenerator | None = None,
+        nearest: Mapping[int, int] | None = None,
     ):
-        self.source, self.memory, self.config, self.old = source, memory, config, old
+        self.source, self.memory, self.config, self.old, self.nearest = source, memory, config, old, nearest or {}
         times = levels_at(source.schedule, [(k + 1) / 1000 for k in range(1000)])
         self.alphas, self.sigmas = (torch.tensor([getattr(at, name) for at in times]) for name in ("alpha", "sigma"))
 
@@ -93,7 +95,25 @@ class GeneratorMethod:
         if self.old is not None and self.config.distill_weight:
             distilled = self._gap(found, xt, places, batch, dropped)
             value, logs = value + self.config.distill_weight * distilled, {**logs, "distilled": distilled.detach()}
+        if self.nearest and self.config.nearest_class_weight:
+            pulled = self._apart(xt, places, labels)
+            value, logs = value + self.config.nearest_class_weight * pulled, {**logs, "nearest": pulled.detach()}
         return Loss(value, logs)
+
+    def _apart(self, xt: Tensor, places: Tensor, labels: Tensor) -> Tensor:
+        """Timestep times squared gap between a new class's outputs and those for the nearest old class's name.
+
+        The mean over new rows; both read the new class's prototype, and only the first learns.
+        """
+        rows = torch.tensor([row for row, label in enumerate(labels.tolist()) if label in self.nearest])
+        if not len(rows):
+            return xt.new_zeros(())
+        own, x, times = labels[rows], xt[rows], places[rows].to(xt)
+        near = torch.tensor([self.nearest[label] for label in own.tolist()]).to(own)
+        with torch.no_grad():
+            aim = self.source(x, times, **self.source.condition(near, shown=own))
+        gaps = (self.source(x, times, **self.source.condition(own)) - aim).square().flatten(1).mean(1)
+        return (times * gaps).mean()
 
     def _gap(self, found: Tensor, xt: Tensor, places: Tensor, batch: Batch, dropped: Tensor) -> Tensor:
         """How far replayed rows are from what the old generator says of them, as a mean over all rows."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from logsnr.continual.config import ContinualConfig
 from logsnr.continual.generator import ReplayGenerator, check_learned
@@ -15,12 +16,13 @@ from logsnr.core.errors import InputError
 from logsnr.core.random import generator
 from logsnr.core.types import Level, Prediction
 from logsnr.data.labelled import Labelled, LabelledData, take_all, to_bytes
-from logsnr.metrics.judge import Judge, only
+from logsnr.metrics.judge import Judge, judge_images, only
 from logsnr.models.denoiser import Conditioning, NetworkDenoiser
 from logsnr.schedules.grids import GRIDS
 from logsnr.solvers.exponential import Exponential
 from logsnr.solvers.noise import start_noise
 from logsnr.solvers.sample import sample_steps
+from logsnr.train.method import Dataset
 
 
 class ReplayBank(Labelled):
@@ -179,3 +181,16 @@ def seen_before(parts: Sequence[LabelledData], names: tuple[str, ...]) -> Replay
     items = [take_all(part) for part in parts]
     images = torch.cat([to_bytes(item["image"]) for item in items])
     return ReplayBank(images, torch.cat([item["label"] for item in items]), names)
+
+
+@torch.no_grad()
+def nearest_classes(classifier: Judge, data: Dataset, new: Sequence[int], old: Sequence[int]) -> dict[int, int]:
+    """The old class nearest to each new one, by the cosine of the classifier's mean features of their images.
+
+    The released code measures how near class names are by CLIP; names of ours carry no meaning.
+    """
+    items = data.take(torch.arange(len(data)))
+    features = judge_images(classifier, items["image"])[0]
+    means = {label: features[items["label"] == label].mean(0) for label in (*new, *old)}
+    away = torch.stack([means[label] for label in old])
+    return {label: old[int(functional.cosine_similarity(means[label][None], away).argmax())] for label in new}
