@@ -395,9 +395,10 @@ class TestReplay:
 
 
 class TestProjection:
+    @pytest.mark.parametrize("ema", [0.0, 0.9])
     @pytest.mark.parametrize(("kind", "kept"), [("update", True), ("gradient", False), ("none", False)])
-    def test_keys_and_values_of_old_classes_stay_only_by_the_update(self, kind: Any, kept: bool) -> None:
-        learner = Learner(stream(4), quick(projection=kind, generator_steps=15, generator_learning_rate=3e-3))
+    def test_keys_and_values_of_old_classes_stay_only_by_the_update(self, kind: Any, kept: bool, ema: float) -> None:
+        learner = Learner(stream(4), quick(projection=kind, generator_steps=15, generator_learning_rate=3e-3, ema=ema))
         run, said = learner.run(), {}
         for moment in run:
             if moment.experience == 1 and not said:
@@ -437,9 +438,22 @@ class TestLearner:
             assert carried["prototypes"] == 4 * 64 * 4
             assert carried["projection"] > 0
 
+    def test_an_average_is_what_an_experience_leaves(self) -> None:
+        config = quick(ema=0.9, projection="none")
+        method = GeneratorMethod(generator_of(config), GradientProjectionMemory(apply="none"), config)
+        weight, decay, mean = method.source.unet.conv_in.weight, 0.9, None
+        for step in range(4):
+            with torch.no_grad():
+                weight.add_(torch.randn(weight.shape))
+            method.after_step(step)
+            share = min(decay, (1 + step) / (10 + step))
+            mean = weight.detach().clone() if mean is None else share * mean + (1 - share) * weight.detach()
+        method.finish()
+        torch.testing.assert_close(method.source.unet.conv_in.weight, mean)
+
     @pytest.mark.parametrize("stop", [(0, "classifier"), (0, "generator"), (1, "classifier"), (1, "generator")])
     def test_a_run_that_was_cut_goes_on_exactly(self, stop: tuple[int, str], tmp_path: Path) -> None:
-        config, cut = quick(classifier_batch=8), False
+        config, cut = quick(classifier_batch=8, ema=0.5), False
         whole = finished(Learner(stream(2), config, tmp_path / "whole").run())
         run = Learner(stream(2), config, tmp_path / "cut").run()
         for moment in run:
@@ -569,6 +583,7 @@ class TestLearner:
         [
             ({"nearest_class_weight": -1.0}, "not negative"),
             ({"label_dropout": 1.0}, "below 1"),
+            ({"ema": 1.0}, "below 1"),
             ({"generator_steps": 0}, "at least 1"),
             ({"channels": (20,)}, "multiples of 16"),
             ({"memory": "exemplars"}, "exemplars need bytes"),

@@ -57,6 +57,9 @@ class ContinualConfig:
     generator_steps: int = 600
     generator_learning_rate: float = 1e-3
     generator_batch: int = 64
+    ema: float = 0.0
+    """Decay of the average of the generator's weights, begun anew in each experience, that it has in the end; 0 for the
+    last weights."""
     token_width: int = 128
     channels: tuple[int, ...] = (32, 64)
     """Channels of the generator's levels."""
@@ -71,8 +74,8 @@ class ContinualConfig:
         rates = (self.prototype_learning_rate, self.classifier_learning_rate, self.generator_learning_rate)
         if min(rates) <= 0 or self.prototype_size < 0:
             raise InputError("learning rates must be positive, and prototype_size not negative")
-        if not 0 <= self.label_dropout < 1 or min(self._weights()) < 0:
-            raise InputError("label_dropout is a share below 1, and weights and guidance are not negative")
+        if not (0 <= self.label_dropout < 1 and 0 <= self.ema < 1) or min(self._weights()) < 0:
+            raise InputError("label_dropout and ema are shares below 1, and weights and guidance are not negative")
         if self.memory == "exemplars" and self.exemplar_bytes < 1:
             raise InputError("exemplars need bytes: say how many in exemplar_bytes")
         if any(width < 16 or width % 16 for width in self.channels) or not self.channels:

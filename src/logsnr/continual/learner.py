@@ -140,6 +140,7 @@ class Learner:
         method = GeneratorMethod(self.generator.train(), self.memory, config, before, nearest)
         steps, batch = config.generator_steps, config.generator_batch
         yield from self._fit(experience, "generator", method, mixed, steps, batch)
+        method.finish()
         self.prototypes.finish()
         self.generator.learned |= set(classes)
         if config.projection != "none":

@@ -19,6 +19,7 @@ from logsnr.continual.config import ContinualConfig
 from logsnr.continual.generator import ReplayGenerator
 from logsnr.continual.prototypes import PrototypeBank, is_learned
 from logsnr.metrics.judge import Judge, only
+from logsnr.models.ema import averaged
 from logsnr.schedules.schedule import levels_at
 from logsnr.train.method import Batch, Group, Loss, load_module_state, module_state
 from logsnr.train.projection import GradientProjectionMemory
@@ -74,6 +75,7 @@ class GeneratorMethod:
         nearest: Mapping[int, int] | None = None,
     ):
         self.source, self.memory, self.config, self.old, self.nearest = source, memory, config, old, nearest or {}
+        self.average = averaged(source.unet, config.ema) if config.ema else None
         times = levels_at(source.schedule, [(k + 1) / 1000 for k in range(1000)])
         self.alphas, self.sigmas = (torch.tensor([getattr(at, name) for at in times]) for name in ("alpha", "sigma"))
 
@@ -126,8 +128,20 @@ class GeneratorMethod:
             said = self.old(xt[rows], places[rows].to(xt), **cond)
         return (found[rows] - said).square().flatten(1).mean(1).sum() / len(found)
 
+    def after_step(self, step: int) -> None:
+        """The average follows, and is brought back too: it lags behind what was kept exactly."""
+        if self.average:
+            self.average.update_parameters(self.source.unet)
+            if self.memory.apply == "update":
+                self.memory.correct(dict(self.average.network.named_parameters()))
+
+    def finish(self) -> None:
+        """The generator has its average from now on, if there is one."""
+        if self.average:
+            self.source.unet.load_state_dict(self.average.network.state_dict())
+
     def modules(self) -> dict[str, nn.Module]:
-        return {"source": self.source}
+        return {"source": self.source, **({"average": self.average} if self.average else {})}
 
     def parameter_groups(self) -> list[Group]:
         groups = [Group(list(self.source.unet.parameters()), self.config.generator_learning_rate)]
@@ -145,10 +159,10 @@ class GeneratorMethod:
         return made
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return module_state(source=self.source), {}
+        return module_state(**self.modules()), {}
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        load_module_state(tensors, source=self.source)
+        load_module_state(tensors, **self.modules())
 
     def preview(self) -> None:
         return None
