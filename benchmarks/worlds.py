@@ -114,11 +114,7 @@ def pictures(bench: Bench) -> None:
 
 def main(names: list[str]) -> None:
     """Measure worlds, write their cards and pictures, and the result of all; other worlds keep what it had of them."""
-    place = RESULTS / "emoji.json"
-    known: dict[str, Any] = read_json(place) if place.exists() else {"rows": [], "headline": [], "protocol": {}}
-    rows = [row for row in known["rows"] if row["world"] not in names]
-    found = [entry for entry in known["headline"] if entry["world"] not in names]
-    data = known["protocol"].get("data", {})
+    rows, found, data = [], [], {}
     for name in names:
         bench = Bench(name)
         entries, more = MEASURED[name](bench)
@@ -126,7 +122,12 @@ def main(names: list[str]) -> None:
         write_card(bench.world.folder, {entry["name"]: entry["value"] for entry in entries} | more)
         rows += [{"world": name, **_kept(row)} for row in bench.rows]
         found += [{"world": name, **entry} for entry in entries]
-        data = {**data, name: bench.world.source.describe()}
+        data[name] = bench.world.source.describe()
+    place = RESULTS / "emoji.json"  # read as late as this, so that two processes may measure a world each
+    known: dict[str, Any] = read_json(place) if place.exists() else {"rows": [], "headline": [], "protocol": {}}
+    rows = [row for row in known["rows"] if row["world"] not in names] + rows
+    found = [entry for entry in known["headline"] if entry["world"] not in names] + found
+    data = known["protocol"].get("data", {}) | data
     chosen = {name: asdict(CHOSEN[name]) for name in data}
     protocol = describe(REPORTED, data=data, chosen=chosen, default=asdict(DEFAULT), default_first_seed=DEFAULT_SEED)
     write_result("emoji", protocol, rows, found)
