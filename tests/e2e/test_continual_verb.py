@@ -65,6 +65,7 @@ def test_a_run_is_sampled_inspected_and_compared(capsys: pytest.CaptureFixture[s
         (["continual", "sample", "{folder}"], "holds no generator"),
         (["continual", "inspect", "{folder}"], "holds no experience"),
         (["continual", "compare", "{folder}"], "holds no finished run"),
+        (["continual", "compare"], "nothing to compare"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(

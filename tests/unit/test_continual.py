@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
 from logsnr.continual.config import STRATEGIES, ContinualConfig, strategy
 from logsnr.continual.generator import PATCHES, ReplayGenerator
@@ -292,25 +292,43 @@ class TestPipeline:
         assert pipe.scheduler.config["set_alpha_to_one"]
         torch.testing.assert_close(found, (x / 2 + 0.5).clamp(0, 1), atol=1e-5, rtol=0)
 
-    @pytest.mark.parametrize("kind", [DPMSolverMultistepScheduler, EulerDiscreteScheduler])
+    @pytest.mark.parametrize("kind", [DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler])
     def test_a_saved_one_draws_the_same_by_any_scheduler(self, kind: Any, tmp_path: Path) -> None:
         pipe = PrototypePipeline.of(generator_of(quick()), data().classes)
         pipe.source.prototypes.finish()
+        pipe.scheduler = kind.from_config(pipe.scheduler.config, timestep_spacing="trailing")
         pipe.save_pretrained(tmp_path)
         assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == "PrototypePipeline"
-        again, images = PrototypePipeline.from_pretrained(tmp_path), []
+        before, images = torch.get_rng_state(), []
+        again = PrototypePipeline.from_pretrained(tmp_path)
+        assert torch.equal(torch.get_rng_state(), before)
+        assert type(again.scheduler) is kind
         assert again.names == pipe.names
         for each in (pipe, again):
-            each.scheduler = kind.from_config(each.scheduler.config, timestep_spacing="trailing")
             each.set_progress_bar_config(disable=True)
             images.append(each([0, 2], num_inference_steps=3, generator=torch.Generator().manual_seed(1)).images)
         assert [image.size for image in images[0]] == [(8, 8)] * 2
         assert all(first.tobytes() == second.tobytes() for first, second in zip(*images, strict=True))
 
+    def test_it_draws_in_half_precision(self, tmp_path: Path) -> None:
+        pipe = PrototypePipeline.of(generator_of(quick()), data().classes)
+        pipe.source.prototypes.finish()
+        pipe.save_pretrained(tmp_path)
+        halved = PrototypePipeline.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+        images = [
+            each([0, 2], num_inference_steps=2, generator=torch.Generator().manual_seed(1), output_type="pt").images
+            for each in (pipe, halved)
+        ]
+        assert images[1].dtype == torch.bfloat16
+        assert float((images[0] - images[1]).abs().mean()) < 0.1
+
     def test_what_was_not_learned_is_refused(self, tmp_path: Path) -> None:
         pipe = PrototypePipeline.of(generator_of(quick()), data().classes)
         with pytest.raises(InputError, match="class 9: it has learned 0, 1, 2, 3"):
             pipe([0, 9])
+        for nothing in ({"class_labels": []}, {"class_labels": [0], "num_images_per_label": 0}):
+            with pytest.raises(InputError, match="no image to draw"):
+                pipe(**nothing)
         with pytest.raises(MissingError, match="holds no generator"):
             PrototypePipeline.from_pretrained(tmp_path)
 

@@ -230,6 +230,8 @@ class Compare(Console):
     def run(self) -> int:
         from logsnr.core.config import read_json
 
+        if not self.runs:
+            raise InputError("there is nothing to compare: give one folder of a run or more")
         found: dict[Path, Any] = {}
         for folder in self.runs:
             if not (folder / "result.json").exists():
@@ -247,7 +249,7 @@ class Compare(Console):
 
     def _replays(self, found: dict[Path, Any]) -> dict[str, Any]:
         """What each run's generators replay, and the judge's own accuracy."""
-        from logsnr.continual.quality import judge_of_all, replay_quality
+        from logsnr.continual.quality import ReplayQuality, judge_of_all
         from logsnr.core.artifact import write_json
         from logsnr.core.config import from_dict, read_json
         from logsnr.evaluation.plots import plot_replays
@@ -263,9 +265,11 @@ class Compare(Console):
         check_writable(self.out)
         train, test = _data(benchmarks.pop())
         config = from_dict(ContinualConfig, read_json(self.runs[0] / "run.json")["config"])
+        self.say("training a judge of all classes")
         judge, accuracy = judge_of_all(train, test, config)
-        rows = {str(folder): replay_quality(folder, train, test, judge, per_class=self.per_class) for folder in found}
-        values = {"judge_accuracy": accuracy, "runs": rows}
+        quality = ReplayQuality(train, test, judge)
+        rows = {str(folder): quality.of_run(folder, per_class=self.per_class) for folder in found}
+        values = {"judge_accuracy": accuracy, "judge_of": str(self.runs[0]), "runs": rows}
         write_json(self.out / "replays.json", values)
         save_picture(plot_replays(rows), self.out / "replays.png")
         return values

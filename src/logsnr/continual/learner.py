@@ -29,7 +29,7 @@ from logsnr.continual.pipeline import PROTOTYPES, PrototypePipeline
 from logsnr.continual.prototypes import PrototypeBank, starts_of
 from logsnr.continual.replay import Mixed, ReplayBank, exemplars, nearest_classes, replay, seen_before
 from logsnr.core.artifact import load_tensors, save_tensors, staged, write_json
-from logsnr.core.config import read_json, to_dict
+from logsnr.core.config import from_dict, read_json, to_dict
 from logsnr.core.errors import InputError
 from logsnr.data.labelled import LabelledData, Part, take_all
 from logsnr.data.stream import Experience
@@ -211,9 +211,12 @@ class Learner:
     def _check(self, out: Path) -> None:
         stream = [[list(each.classes), _hash(each)] for each in self.stream]
         settings, told = {"config": to_dict(self.config), "stream": stream}, out / "run.json"
-        if told.exists() and read_json(told) != settings:
+        if told.exists() and not self._same(read_json(told), stream):
             raise InputError(f"{out} holds a run of another stream or configuration: choose another folder")
         write_json(told, settings)
+
+    def _same(self, told: dict[str, Any], stream: list[Any]) -> bool:
+        return told["stream"] == stream and from_dict(ContinualConfig, told["config"]) == self.config
 
     def _check_data(self) -> None:
         """Refuse, before any work, what could not be learned or kept."""

@@ -129,11 +129,9 @@ class GeneratorMethod:
         return (found[rows] - said).square().flatten(1).mean(1).sum() / len(found)
 
     def after_step(self, step: int) -> None:
-        """The average follows, and is brought back too: it lags behind what was kept exactly."""
+        """The average follows; a mean of weights that all keep something keeps it too."""
         if self.average:
             self.average.update_parameters(self.source.unet)
-            if self.memory.apply == "update":
-                self.memory.correct(dict(self.average.network.named_parameters()))
 
     def finish(self) -> None:
         """The generator has its average from now on, if there is one."""

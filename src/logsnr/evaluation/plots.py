@@ -129,15 +129,16 @@ def plot_replays(runs: dict[str, list[dict[str, Any]]]) -> Image.Image:
     """What replay is worth over the age of a class, the mean over classes, a line a run."""
     figure, panels = plt.subplots(1, 3, figsize=(13, 3.6))
     figures = ("fidelity", "kernel_distance", "nearest_ratio")
+    ages = sorted({row["age"] for rows in runs.values() for row in rows})
     for axes, name in zip(panels, figures, strict=True):
         for run, rows in runs.items():
-            ages = sorted({row["age"] for row in rows})
-            means = [_mean([row[name] for row in rows if row["age"] == age]) for age in ages]
-            axes.plot(ages, means, "o-", markersize=4, label=run)
+            own = sorted({row["age"] for row in rows})
+            means = [_mean([row[name] for row in rows if row["age"] == age]) for age in own]
+            axes.plot(own, means, "o-", markersize=4, label=run)
         axes.set(xlabel="experiences since the class came", ylabel=name.replace("_", " "))
         axes.set_xticks(ages)
     floor = _mean([row["real_kernel_distance"] for rows in runs.values() for row in rows])
-    panels[1].axhline(floor, color="0.7", linewidth=0.8, label="training images")
+    panels[1].axhline(floor, color="0.7", linewidth=0.8, label="test images")
     panels[1].legend(frameon=False, fontsize=8)
     return picture(figure)
 
