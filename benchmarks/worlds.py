@@ -123,7 +123,7 @@ def main(names: list[str]) -> None:
         rows += [{"world": name, **_kept(row)} for row in bench.rows]
         found += [{"world": name, **entry} for entry in entries]
         data[name] = bench.world.source.describe()
-    place = RESULTS / "emoji.json"  # read as late as this, so that two processes may measure a world each
+    place = RESULTS / "emoji.json"  # read late: another process may have measured the other world
     known: dict[str, Any] = read_json(place) if place.exists() else {"rows": [], "headline": [], "protocol": {}}
     rows = [row for row in known["rows"] if row["world"] not in names] + rows
     found = [entry for entry in known["headline"] if entry["world"] not in names] + found

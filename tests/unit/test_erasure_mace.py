@@ -93,6 +93,13 @@ def test_attention_leaves_the_name_and_the_pipeline_comes_back() -> None:
     assert delta.record.method == "mace"
 
 
+def test_gradient_checkpointing_is_refused() -> None:
+    pipe = tiny_sd()
+    pipe.unet.enable_gradient_checkpointing()
+    with pytest.raises(UnsupportedError, match="switch gradient checkpointing off"):
+        logsnr.erase(pipe, config=config("bag", steps=1))
+
+
 def test_the_one_weight_has_what_the_adapters_learned() -> None:
     """The more the fusion heeds them, the less attention is left for the name."""
     pipe = tiny_sd()

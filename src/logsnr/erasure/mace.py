@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from logsnr.core.errors import UnsupportedError
 from logsnr.erasure.ablation import images_of
 from logsnr.erasure.closed_form import check_projection, closed_form, paired_texts, tokens_of
 from logsnr.erasure.config import EraseConfig
@@ -28,6 +29,7 @@ from logsnr.models.denoiser import select_rows
 from logsnr.models.fingerprint import fingerprint
 from logsnr.models.parameters import select_parameters
 from logsnr.models.pipeline import Pipeline, component_of, encode_prompts, network_of
+from logsnr.models.swapped import has_checkpoints
 from logsnr.train.loop import Progress, fit
 from logsnr.train.method import Batch, Loss
 
@@ -69,10 +71,12 @@ def mace_steps(pipe: Pipeline, config: EraseConfig) -> Generator[Progress, None,
 
     Raises:
         InputError: the selection is empty, or holds a parameter that does not project text.
-        UnsupportedError: the network is no UNet.
+        UnsupportedError: the network is no UNet, or has gradient checkpointing on.
     """
     network, component = network_of(pipe), component_of(pipe)
     check_editable(network, component)
+    if has_checkpoints(network):
+        raise UnsupportedError("attention is not read again where blocks are: switch gradient checkpointing off")
     chosen, base = select_parameters(network, config.modules), fingerprint(network)
     kept = torch.cat([tokens for p in config.preserved or ("",) for tokens in tokens_of(pipe, [(p, p)], whole=True)])
     for name, parameter in chosen.items():

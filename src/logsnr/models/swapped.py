@@ -29,10 +29,10 @@ def _recomputed_alike(module: nn.Module, weights: Mapping[str, Tensor]) -> Itera
 
     By then the module has its own ones back, and diffusers' checkpointing would silently take those.
     """
-    parts: list[Any] = [part for part in module.modules() if getattr(part, "gradient_checkpointing", False)]
-    if not parts or not torch.is_grad_enabled():
+    if not (torch.is_grad_enabled() and has_checkpoints(module)):
         yield
         return
+    parts: list[Any] = [part for part in module.modules() if getattr(part, "gradient_checkpointing", False)]
     names: dict[Any, str] = {part: name for name, part in module.named_modules()}
 
     def run(block: Any, *inputs: Any) -> Any:
