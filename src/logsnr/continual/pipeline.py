@@ -19,6 +19,7 @@ from logsnr.core.artifact import load_tensors, save_tensors, write_json
 from logsnr.core.config import from_dict, read_json, to_dict
 from logsnr.core.errors import InputError, MissingError
 from logsnr.models.denoiser import join_trees
+from logsnr.models.pipeline import without_bars
 
 PROTOTYPES = "prototypes.safetensors"
 _TOLD = "generator.json"
@@ -103,7 +104,8 @@ class PrototypePipeline(DiffusionPipeline):
         bank.load(load_tensors(folder / PROTOTYPES))
         with torch.random.fork_rng(devices=[]):  # a generator draws its first weights
             source = ReplayGenerator(from_dict(ContinualConfig, told["config"]), bank.shape, bank)
-        pipe = super().from_pretrained(folder, **options)
+        with without_bars():
+            pipe = super().from_pretrained(folder, **options)
         source.unet, source.learned = pipe.unet, set(told["learned"])
         pipe.source, pipe.names = source.eval(), tuple(told["names"])
         return pipe

@@ -127,7 +127,7 @@ def plot_differences(values: dict[str, Any]) -> Image.Image:
 
 def plot_replays(runs: dict[str, list[dict[str, Any]]]) -> Image.Image:
     """What replay is worth over the age of a class, the mean over classes, a line a run."""
-    figure, panels = plt.subplots(1, 3, figsize=(13, 3.6))
+    figure, panels = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
     figures = ("fidelity", "kernel_distance", "nearest_ratio")
     ages = sorted({row["age"] for rows in runs.values() for row in rows})
     for axes, name in zip(panels, figures, strict=True):
@@ -139,6 +139,8 @@ def plot_replays(runs: dict[str, list[dict[str, Any]]]) -> Image.Image:
         axes.set_xticks(ages)
     floor = _mean([row["real_kernel_distance"] for rows in runs.values() for row in rows])
     panels[1].axhline(floor, color="0.7", linewidth=0.8, label="test images")
+    panels[0].set_ylim(0, 1.02)
+    panels[2].set_ylim(0, 1.05 * max(1.0, panels[2].dataLim.ymax))
     panels[1].legend(frameon=False, fontsize=8)
     return picture(figure)
 

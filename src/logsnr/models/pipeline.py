@@ -63,7 +63,7 @@ def check_pipeline(pipe: Any) -> Pipeline:
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
+def without_bars() -> Iterator[None]:
     """No loading bars from diffusers and transformers inside the block."""
     shown = [library for library in (diffusers_logging, transformers_logging) if library.is_progress_bar_enabled()]
     for library in shown:
@@ -75,7 +75,7 @@ def _without_bars() -> Iterator[None]:
             library.enable_progress_bar()
 
 
-@_without_bars()
+@without_bars()
 def _guarded(what: str, load: Any, source: Any) -> Any:
     try:
         return load(source, dtype=torch.float32, local_files_only=True)
@@ -91,7 +91,7 @@ def _from_folder(path: Path, **options: Any) -> Any:
     return DiffusionPipeline.from_pretrained(path, **options, **dict.fromkeys(absent))
 
 
-@_without_bars()
+@without_bars()
 def _from_hub(name: str) -> Any:
     try:
         return DiffusionPipeline.from_pretrained(name, dtype=torch.float32)
