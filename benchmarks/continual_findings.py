@@ -3,7 +3,7 @@
     python benchmarks/continual_findings.py
 
 They are behind docs/continual-released.md: properties of the public code of 2312.06710's first versions (read, not
-run), shown on layers of a few thousand weights in seconds.
+run), shown on layers of some ten thousand weights in seconds.
 """
 
 from __future__ import annotations

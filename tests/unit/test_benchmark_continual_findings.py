@@ -46,6 +46,7 @@ def test_the_page_quotes_what_was_measured() -> None:
     for name in {optimizer for optimizer, _ in drifts}:
         cells = " | ".join(f"{drifts[name, apply]:.0e}" for apply in ("none", "gradient", "update"))
         assert f"| {name} | {cells} |" in page
+    assert all(row["loss"] < 1e-5 for row in rows if "loss" in row)
     names = {"reassigned": "replaced, as released", "literal": "replaced, gradient kept", "ours": "ours"}
     for row in (row for row in rows if "prototype" in row):
         assert f"| {names[row['prototype']]} | {row['moved']} | {row['size']:.2f} |" in page

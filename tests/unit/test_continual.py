@@ -20,6 +20,7 @@ from logsnr.continual.learner import Learner
 from logsnr.continual.method import GeneratorMethod
 from logsnr.continual.pipeline import PrototypePipeline
 from logsnr.continual.prototypes import PrototypeBank, starts_of
+from logsnr.continual.quality import _replayed
 from logsnr.continual.replay import ByClassifier, Mixed, ReplayBank, exemplars, nearest_classes, replay
 from logsnr.core.artifact import load_tensors
 from logsnr.core.errors import InputError, MissingError
@@ -494,6 +495,24 @@ class TestLearner:
             )
             assert ours.keys() == theirs.keys()
             assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
+
+    def test_a_run_from_before_an_option_goes_on(self, tmp_path: Path) -> None:
+        finished(Learner(stream(2), quick("finetune"), tmp_path).run())
+        told = json.loads((tmp_path / "run.json").read_text())
+        del told["config"]["ema"]
+        (tmp_path / "run.json").write_text(json.dumps(told))
+        assert len(Learner(stream(2), quick("finetune"), tmp_path).stream) == 2
+
+    @pytest.mark.parametrize("name", ["replay", "replay-guided"])
+    def test_what_is_measured_of_replay_is_what_the_next_experience_saw(self, name: str, tmp_path: Path) -> None:
+        config = quick(name, **({"classifier_guidance": 50.0} if name == "replay-guided" else {}))
+        run = Learner(stream(2), config, tmp_path).run()
+        next(moment for moment in run if moment.experience == 1)
+        run.close()
+        seen = ReplayBank.open(tmp_path / "work" / "1-replay.safetensors", data().classes)
+        found = _replayed(tmp_path / "experience-0", 1, config.images_per_class)
+        assert torch.equal(found.images, seen.images)
+        assert torch.equal(found.labels, seen.labels)
 
     def test_another_stream_or_configuration_does_not_go_on(self, tmp_path: Path) -> None:
         finished(Learner(stream(2), quick("finetune"), tmp_path).run())

@@ -57,8 +57,7 @@ class AttentionErasure(OutputErasure):
         x = told.alpha * self.images[places] + told.sigma * batch.normal(*scores.shape)
         scores.cost.backward_full += len(x)
         with attention_of(scores.network) as seen:
-            scores.new.output(x, told, select_rows(self.prompts, rows))
-        scores.count("scores", len(x))
+            scores.output(scores.new, x, told, select_rows(self.prompts, rows))
         name = self.names[rows][:, None, None]
         return Loss(torch.stack([(share * name).square().sum(-1).mean() for share in seen]).sum())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from statistics import fmean
 from typing import Any
 
 import matplotlib as mpl
@@ -133,20 +134,16 @@ def plot_replays(runs: dict[str, list[dict[str, Any]]]) -> Image.Image:
     for axes, name in zip(panels, figures, strict=True):
         for run, rows in runs.items():
             own = sorted({row["age"] for row in rows})
-            means = [_mean([row[name] for row in rows if row["age"] == age]) for age in own]
+            means = [fmean([row[name] for row in rows if row["age"] == age]) for age in own]
             axes.plot(own, means, "o-", markersize=4, label=run)
         axes.set(xlabel="experiences since the class came", ylabel=name.replace("_", " "))
         axes.set_xticks(ages)
-    floor = _mean([row["real_kernel_distance"] for rows in runs.values() for row in rows])
+    floor = fmean([row["real_kernel_distance"] for rows in runs.values() for row in rows])
     panels[1].axhline(floor, color="0.7", linewidth=0.8, label="test images")
     panels[0].set_ylim(0, 1.02)
     panels[2].set_ylim(0, 1.05 * max(1.0, panels[2].dataLim.ymax))
     panels[1].legend(frameon=False, fontsize=8)
     return picture(figure)
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _box(row: dict[str, float]) -> dict[str, float]:
