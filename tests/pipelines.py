@@ -105,6 +105,13 @@ def tiny_sd(prediction_type: str = "epsilon", seed: int = 0, *, text_width: int 
     return pipe
 
 
+def tell_guidance(pipe: Any, width: int = 6) -> Any:
+    """The same pipeline of Stable Diffusion, its UNet told the guidance, as latent consistency models are."""
+    own = {name: value for name, value in pipe.unet.config.items() if not name.startswith("_")}
+    pipe.unet = UNet2DConditionModel(**{**own, "time_cond_proj_dim": width})
+    return pipe
+
+
 def tiny_sd3(seed: int = 0, channels: int = 4) -> StableDiffusion3Pipeline:
     """A Stable Diffusion 3 pipeline with two tiny CLIP encoders and no T5."""
     torch.manual_seed(seed)

@@ -103,6 +103,21 @@ def test_other_architectures_are_called_as_their_pipelines_call_them(maker: str,
     assert (ours - stock).abs().max() <= 2 * TOLERANCE * stock.square().mean().sqrt()
 
 
+@pytest.mark.parametrize("maker", ["tiny_sd", "tiny_sdxl"])
+def test_a_unet_that_is_told_its_guidance_is_called_once_a_step_as_its_pipeline_does(maker: str) -> None:
+    pipe = pipelines.tell_guidance(getattr(pipelines, maker)())
+    options = {"timestep_spacing": "trailing", "variance_type": None}
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, **options)
+    found = []
+    for guidance in (1.0, 3.0):
+        ours = sample(pipe, PROMPTS, seeds=SEEDS, config=SampleConfig(steps=5, guidance_scale=guidance))
+        stock = stock_latents(pipe, 5, guidance)
+        assert (ours.latents - stock).abs().max() <= 2 * TOLERANCE * stock.square().mean().sqrt()
+        assert ours.network_evaluations == 5 * len(SEEDS)
+        found.append(stock)
+    assert (found[0] - found[1]).abs().max() > 1e-3 * found[0].abs().max()
+
+
 @pytest.mark.parametrize("distilled", [False, True])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_flux_is_called_as_its_pipeline_calls_it(distilled: bool, guidance: float) -> None:

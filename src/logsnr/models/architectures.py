@@ -69,7 +69,8 @@ class StableDiffusion:
         return {"encoder_hidden_states": text}
 
     def arguments(self, pipe: Any, xt: Tensor, timestep: Tensor, cond: dict[str, Any], guidance: float) -> Call:
-        return (xt, timestep), cond  # by position, as hooks of diffusers' users expect
+        told = cond if "timestep_cond" in cond else {**_told_guidance(pipe, xt, guidance), **cond}
+        return (xt, timestep), told  # by position, as hooks of diffusers' users expect
 
     def output(self, pipe: Any, output: Tensor, xt: Tensor) -> Tensor:
         return output
@@ -172,6 +173,24 @@ class Flux(StableDiffusion):
         return {**_dynamic_shift(pipe, height * width // 4), "sigmas": [1 - step / steps for step in range(steps)]}
 
 
+def guidance_embedding(pipe: Any, scales: Tensor) -> Tensor:
+    """What a UNet that is told its guidance (2310.04378) reads of scales (n,) on the CPU, as (n, width)."""
+    return pipe.get_guidance_scale_embedding(scales - 1, embedding_dim=pipe.unet.config.time_cond_proj_dim)
+
+
+def _told_guidance(pipe: Any, xt: Tensor, guidance: float) -> dict[str, Tensor]:
+    """The guidance of all rows, for a UNet that is told it."""
+    if not _told_scale(pipe):
+        return {}
+    return {"timestep_cond": guidance_embedding(pipe, torch.full((len(xt),), guidance)).to(xt)}
+
+
+def _told_scale(pipe: Any) -> bool:
+    return isinstance(pipe, StableDiffusionPipeline | StableDiffusionXLPipeline) and bool(
+        pipe.unet.config.time_cond_proj_dim
+    )
+
+
 def _dynamic_shift(pipe: Any, num_tokens: int) -> dict[str, float]:
     """The shift of a scheduler that depends on the size of the image."""
     config = pipe.scheduler.config
@@ -209,4 +228,4 @@ def architecture_of(pipe: Any) -> Architecture:
 
 def is_distilled(pipe: Any) -> bool:
     """Whether the network is told its guidance, so that no second call is made for it."""
-    return isinstance(pipe, FluxPipeline) and bool(pipe.transformer.config.guidance_embeds)
+    return _told_scale(pipe) or (isinstance(pipe, FluxPipeline) and bool(pipe.transformer.config.guidance_embeds))

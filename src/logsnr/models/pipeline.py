@@ -114,9 +114,10 @@ def denoiser_of(
 
     ``safe`` guidance needs conditioning that says what is ``avoided``.
 
-    ``replay`` lets a small network run as a recorded graph after some calls of one shape, and read the many zeros of an
-    absent T5 once; the numbers are the same. ``weights`` stand for the network's own parameters of the same names: two
-    models that differ in them share all others. Neither touches the pipeline.
+    ``replay`` lets a small network run as a recorded graph after some calls of one shape (not one that is told its
+    guidance), and read the many zeros of an absent T5 once; the numbers are the same. ``weights`` stand for the
+    network's own parameters of the same names: two models that differ in them share all others. Neither touches the
+    pipeline.
 
     Raises:
         UnsupportedError: safe guidance of a network that is distilled to guide itself.
@@ -126,7 +127,7 @@ def denoiser_of(
     if safe and is_distilled(pipe):
         raise UnsupportedError(f"{type(pipe).__name__} guides itself by one prompt: it cannot keep away from another")
     network, module = _network(pipe, weights, guidance_scale)
-    if replay and weights is None and is_plain(module):
+    if replay and weights is None and is_plain(module) and not is_distilled(pipe):
         wrap = partial(replaying, module)
         length = _length_before_zeros(pipe)
         network = zeros_once(module, network, wrap, length=length) if length else wrap(network)
