@@ -30,6 +30,10 @@ class ConsistencyConfig:
 
     start_from: Literal["scratch", "teacher"] = "teacher"
     """Weights drawn anew, or those of a diffusion model, whose own levels and output are kept."""
+    pairs: Literal["data", "teacher"] = "data"
+    """What the cleaner sample of a pair is: the data with less of the same noise, or a step of that diffusion model."""
+    guidance: tuple[float, ...] = (1.0,)
+    """teacher: the scale of its guidance, which becomes the network's own, or the ends of a range that it is told."""
     penalty: Penalty = "cauchy"
     """How a sample's squared error counts: the larger it is, the less by huber, cauchy and geman-mcclure."""
     reduction: Reduction = "mean"
@@ -99,10 +103,19 @@ class ConsistencyConfig:
                 f"{self.ratio_stages} stages by {self.ratio_base:g} leave no gap between the levels of a pair: take "
                 "fewer ratio_stages, or a smaller ratio_base"
             )
+        self._check_teacher()
         if self.levels == "continuous" and self.scale == "fit":
             raise InputError("the fit of the scale is for numbers of levels: with continuous ones take another")
         if not all(0 <= decay < 1 for decay in self.averages):
             raise InputError(f"averages have the decays {self.averages}: they lie in [0, 1)")
+
+    def _check_teacher(self) -> None:
+        if self.pairs == "teacher" and self.start_from != "teacher":
+            raise InputError("pairs of a teacher need one: start from it, or take pairs of the data")
+        if self.pairs == "data" and self.guidance != (1.0,):
+            raise InputError("guidance is the teacher's: take its pairs, or leave guidance out")
+        if len(self.guidance) not in (1, 2) or not 1 <= self.guidance[0] <= self.guidance[-1]:
+            raise InputError(f"guidance is {self.guidance}: give one scale from 1 on, or the two ends of a range")
 
 
 CONSISTENCY_PRESETS: dict[str, dict[str, Any]] = {

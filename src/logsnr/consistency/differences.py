@@ -61,14 +61,14 @@ def level_rows(method: ConsistencyMethod, num_levels: int, num_samples: int) -> 
     rows = torch.randperm(len(method.data), generator=draws)[:num_samples].split(64)
     batches = [method.drawn(part, 1000 + turn) for turn, part in enumerate(rows)]
     noises = [batch.normal(*batch["latent"].shape[1:]) for batch in batches]
-    conds = [method.condition(batch) if method.condition else None for batch in batches]
+    told = [method.asked(batch) for batch in batches]
     c = method.scale(num_levels, batches[0]["latent"])
     for place in range(num_levels - 1):
         found = []
-        for batch, noise, cond in zip(batches, noises, conds, strict=True):
+        for batch, noise, asked in zip(batches, noises, told, strict=True):
             pairs = stage.at(torch.full((len(batch),), place, device=noise.device))
             with torch.no_grad():
-                student, target = method.pair(pairs, batch["latent"], noise, cond)
+                student, target = method.pair(pairs, batch["latent"], noise, *asked)
             found.append(((student - target) / (2 * method.config.sigma_data)).cpu())
         sigmas = {"sigma": float(stage.sigmas[place]), "next_sigma": float(stage.sigmas[place + 1])}
         yield {"place": place, **sigmas, **_of_pair(method, torch.cat(found), c)}

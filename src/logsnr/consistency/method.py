@@ -23,6 +23,7 @@ from logsnr.consistency.coupling import correlation, couple
 from logsnr.consistency.curriculum import Curriculum, averaging_decay, fitted_scale
 from logsnr.consistency.losses import denoising_loss, penalise
 from logsnr.consistency.pairs import Pairs, Stage, make_stage
+from logsnr.consistency.teacher import Step, Teacher
 from logsnr.core.artifact import save_tensors
 from logsnr.core.config import to_dict
 from logsnr.core.errors import InputError
@@ -42,6 +43,7 @@ class ConsistencyMethod:
 
     ``data`` has ``latent`` (n, ...) of deviation ``sigma_data`` and, for label-aware coupling, ``label``. ``module``
     holds the weights, and ``levels`` is a diffusers scheduler's configuration, which says how the network reads noise.
+    With a ``teacher`` the cleaner samples of pairs are its.
 
     Raises:
         InputError: latents are not finite or constant in a channel, or the curriculum does not fit the run.
@@ -56,10 +58,11 @@ class ConsistencyMethod:
         config: ConsistencyConfig,
         *,
         condition: Condition | None = None,
+        teacher: Teacher | None = None,
         show: Callable[[nn.Module], Tensor] | None = None,
     ):
         self.module, self.network, self.levels, self.data = module, network, levels, data
-        self.config, self.condition, self.show = config, condition, show
+        self.config, self.condition, self.teacher, self.show = config, condition, teacher, show
         self.curriculum = curriculum_of(config)
         check_latents(data)
         decays = config.averages or (averaging_decay(config.run.steps),)
@@ -74,7 +77,7 @@ class ConsistencyMethod:
         stage = self.stage(number)
         x0, noise = self._coupled(batch)
         pairs = stage.draw(batch.uniform())
-        denoised, target = self.pair(pairs, x0, noise, self.condition(batch) if self.condition else None)
+        denoised, target = self.pair(pairs, x0, noise, *self.asked(batch))
         difference, unit = denoised - target, 2 * self.config.sigma_data
         c = self.scale(number, x0)
         options = {"reduction": self.config.reduction, "normalisation": self.config.normalisation}
@@ -107,15 +110,22 @@ class ConsistencyMethod:
             return x0, noise
         return x0, noise[couple(x0, noise, batch["label"] if self.config.coupling == "labels" else None)]
 
-    def pair(self, pairs: Pairs, x0: Tensor, noise: Tensor, cond: Tree | None) -> tuple[Tensor, Tensor]:
+    def asked(self, batch: Batch) -> tuple[Tree | None, Step | None]:
+        """What the network is told of a batch's rows, and what makes their cleaner samples if the data does not."""
+        cond = self.condition(batch) if self.condition else None
+        return self.teacher.ask(batch, cond or {}) if self.teacher else (cond, None)
+
+    def pair(
+        self, pairs: Pairs, x0: Tensor, noise: Tensor, cond: Tree | None, step: Step | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The student's clean samples at the noisier levels, and the target's at those below: one dropout mask."""
         levels, devices = pairs.levels, [x0.device] if x0.is_cuda else []
+        noisier = x0 + levels.sigma(pairs.student, x0) * noise
         with torch.random.fork_rng(devices=devices), torch.no_grad():
-            cleaner = x0 + levels.sigma(pairs.target, x0) * noise
+            cleaner = step(noisier, pairs) if step else x0 + levels.sigma(pairs.target, x0) * noise
             target = levels(self.network, cleaner, pairs.target, cond)
             if pairs.clean is not None:
                 target = torch.where(pairs.clean.view(-1, *[1] * (x0.dim() - 1)), x0, target)
-        noisier = x0 + levels.sigma(pairs.student, x0) * noise
         return levels(self.network, noisier, pairs.student, cond), target
 
     def number(self, step: int) -> int:
@@ -155,8 +165,8 @@ class ConsistencyMethod:
         for turn in range(_MEASURED):
             batch = self.drawn(torch.randint(len(self.data), (_DRAWN,), generator=draws), turn)
             x0, noise = self._coupled(batch)
-            cond, pairs = self.condition(batch) if self.condition else None, stage.draw(batch.uniform())
-            denoised, target = self.pair(pairs, x0, noise, cond)
+            asked, pairs = self.asked(batch), stage.draw(batch.uniform())
+            denoised, target = self.pair(pairs, x0, noise, *asked)
             roots = (denoised - target).square().flatten(1).mean(1).sqrt() / (2 * self.config.sigma_data)
             found.append(torch.stack([roots, pairs.weights.to(roots)]).cpu())
         self.module.train(training)

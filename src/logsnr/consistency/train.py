@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from logsnr.consistency.config import ConsistencyConfig
 from logsnr.consistency.method import Condition, ConsistencyMethod, curriculum_of
 from logsnr.consistency.scheduler import ConsistencyScheduler
+from logsnr.consistency.teacher import Teacher, check_tellable, is_told, tell_guidance
 from logsnr.core.artifact import staged
 from logsnr.core.errors import InputError, UnsupportedError
 from logsnr.data.labelled import Part
@@ -66,11 +67,14 @@ def consistency_train(
     pipe.to(PartialState(cpu=config.run.cpu).device)
     own = pipe.scheduler.config if config.start_from == "teacher" else None
     scheduler = scheduler_of(config, own)
+    if is_told(config):
+        tell_guidance(pipe)
+    teacher = Teacher(pipe, scheduler.config, config) if config.pairs == "teacher" else None
     module = network_of(pipe)
     if config.start_from == "scratch":
         draw_anew(module, config.run.seed)
     network = denoiser_of(pipe).network
-    method = ConsistencyMethod(module, network, scheduler.config, data, config, condition=condition)
+    method = ConsistencyMethod(module, network, scheduler.config, data, config, condition=condition, teacher=teacher)
     yield from fit(method, data, config.run)
     if config.run.out and not (config.run.out / "averages").exists():
         with staged(config.run.out / "averages") as folder:
@@ -148,6 +152,8 @@ def check_trainable(pipe: Pipeline, config: ConsistencyConfig) -> None:
         raise UnsupportedError("a flow pipeline tells its scheduler no scale of noise: take one of noise or v")
     if is_edm(teacher) or consistency_step(teacher):
         raise UnsupportedError("a network with EDM's preconditioning, or a consistency model, is no teacher here")
+    if is_told(config):
+        check_tellable(pipe)
     scheduler_of(of_unit_data(config, teacher), teacher if config.start_from == "teacher" else None)
 
 
