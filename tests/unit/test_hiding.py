@@ -165,6 +165,8 @@ def test_holders_learn_in_turn_and_refused_keys_are_wrong_ones() -> None:
     assert nn.functional.cosine_similarity(first.keys, second.keys).abs().max() < 0.9
     seen, wrong = set(), method.keys.wrong
     method.keys.wrong = lambda kind, *given, holder: seen.add((kind, holder)) or wrong(kind, *given, holder=holder)
+    method.loss(batch_of(), 2)
+    assert len(seen) == min(len(batch_of()), len(WRONG)) > 1, "every row of a batch meets a kind of its own"
     for turn in range(2 * len(WRONG)):
         method.loss(batch_of(), 3 * turn + 2)
     assert seen == {(kind, holder) for kind in WRONG for holder in range(2)}

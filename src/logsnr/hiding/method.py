@@ -123,9 +123,12 @@ class Hiding:
         if weights.wrong_key:
             kinds = kinds_for(self.config.num_tokens)
             turn, holder = divmod(self._round(step), self.config.holders)  # every holder's key meets every kind
-            kind = kinds[turn % len(kinds)]
             draws = generator(self.config.run.seed, "wrong", step)
-            wrong = [self.keys.wrong(kind, target, draws, holder=holder) for target in targets]
+            in_turn = [kinds[(turn + row) % len(kinds)] for row in range(len(targets))]
+            wrong = [
+                self.keys.wrong(kind, target, draws, holder=holder)
+                for kind, target in zip(in_turn, targets, strict=True)
+            ]
             terms.append(_Term("wrong_key", weights.wrong_key, hidden, text, wrong, away))
         if self.attackers:
             keys, points = self.attackers.read(len(hidden.x), learn=False)
