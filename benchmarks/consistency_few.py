@@ -1,15 +1,16 @@
 """A few-step `fashion`: one and two calls of a consistency model beside its teacher with 1 to 20.
 
-    python benchmarks/consistency_few.py levels --seed 100 [--steps 3000] [--start-from teacher]
-    python benchmarks/consistency_few.py train --seed 0 [--steps 3000] [--start-from teacher]
+    python benchmarks/consistency_few.py levels --seed 100 [--path distil] [--steps 2000]
+    python benchmarks/consistency_few.py train --seed 0 [--path distil] [--steps 2000]
     python benchmarks/consistency_few.py look --seed 100 --options '{...}'
     python benchmarks/consistency_few.py teacher
 
-``levels`` chooses guidance and the second call's level, by a model of a seed, images and a judge that report nothing;
-``train`` makes a model of the same configuration and measures it there; ``teacher`` measures the teacher at 1, 2, 4, 8
-and 20 evaluations by the solvers that were best in the same way. Accuracies are the second judge's; distances are
-Frechet distances in its features, of 10,000 images to the training images. What is done is kept in
-results/consistency/; models go to runs/. ``look`` tries other options on 2,000 images, and keeps nothing.
+A path is the preset distil, or slct_small started from the teacher or from scratch. ``levels`` chooses guidance and the
+second call's level, by a model of a seed, images and a judge that report nothing; ``train`` makes a model of the same
+configuration and measures it there; ``teacher`` measures the teacher at 1, 2, 4, 8 and 20 evaluations by the guidance,
+and then the solver, that were best in the same way, tables calibrated for that guidance among them. Accuracies are the
+second judge's; distances are Frechet distances in its features, of 10,000 images to the training images. What is done
+is kept in results/consistency/; models go to runs/. ``look`` tries other options on 2,000 images, and keeps nothing.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 import torch
 from bench import REPORTED, TUNING, Bench
 from record import RESULTS
+from ship_solvers import config as calibration
 
 import logsnr
 from logsnr.consistency.config import ConsistencyConfig, consistency_preset
@@ -32,21 +34,27 @@ from logsnr.core.artifact import write_json
 from logsnr.core.config import from_dict, to_dict
 from logsnr.solvers.config import SampleConfig
 from logsnr.train.trackers import last_seconds
-from logsnr.worlds.load import WORLDS, load_world
+from logsnr.worlds.load import load_world
 
 KEPT, WORK = RESULTS / "consistency", Path("runs") / "consistency"
 SEED, TUNED = 1000, 100
 """Added to the seeds of runs; those from 100 on are for tuning."""
-GUIDANCE = (1.0, 1.5, 2.0)
+GUIDANCE = (1.0, 1.25, 1.5, 2.0)
 MIDDLE = (0.34, 0.5, 0.74, 1.06, 1.48, 2.8, 5.0)
 """Levels of the second call that are tried, for latents of unit deviation; the paper's grid is for 1/2."""
-CALLS = (1, 2, 4, 8, 20)
+CALLS, CALIBRATED = (1, 2, 4, 8, 20), (4, 8, 20)
 
 
-def config_of(seed: int, steps: int, start_from: str, changes: dict[str, Any]) -> ConsistencyConfig:
+PATHS: dict[str, dict[str, Any]] = {
+    "distil": {"name": "distil"},
+    "teacher": {"name": "slct_small"},
+    "scratch": {"name": "slct_small", "start_from": "scratch", "start_levels": 10},
+}
+
+
+def config_of(path: str, seed: int, steps: int, changes: dict[str, Any]) -> ConsistencyConfig:
     """What is trained."""
-    levels = {"start_levels": 10} if start_from == "scratch" else {}
-    preset = consistency_preset("slct_small", start_from=start_from, learning_rate=1e-3, **levels)
+    preset = consistency_preset(**PATHS[path], learning_rate=1e-3)
     run = replace(preset.run, steps=steps, seed=SEED + seed, cpu=True, clip=1.0, decay="cosine", log_every=50)
     found = to_dict(replace(preset, run=run))
     return from_dict(ConsistencyConfig, {**found, **changes, "run": {**found["run"], **changes.get("run", {})}})
@@ -95,30 +103,48 @@ def choose(bench: Bench) -> dict[str, Any]:
     return {**found, "looks": {"one": {w: row["frechet_distance"] for w, row in ones.items()}, "two": twos}}
 
 
-def teacher() -> list[dict[str, Any]]:
-    """The teacher at every number of evaluations, by the solver and guidance that were best on tuning images."""
+def teacher() -> None:
+    """The teacher at every number of evaluations, by the guidance and then the solver that were best in looks."""
     rows, tuning, bench = [], Bench("fashion", tuning=True), Bench("fashion")
+
+    def distance(way: SampleConfig) -> float:
+        return tuning.row(f"look {way.steps}", way, replace(TUNING, num_images=1000))["frechet_distance"]
+
     for calls in CALLS:
-        looks = {}
-        for w in GUIDANCE:
-            plain = SampleConfig(steps=calls, guidance_scale=w)
-            tables = [WORLDS["fashion"] / "solvers" / f"{calls}.json"] if w == 2.0 else []
-            grids = ("scheduler", "log-snr", "log-snr-early", "karras", "tangent")
-            ways = [replace(plain, grid=grid, order=order) for grid in grids for order in (1, 2)]
-            ways += [replace(plain, order=3), replace(plain, corrector=True)]
-            ways += [SampleConfig(solver=str(table), guidance_scale=w) for table in tables if table.exists()]
-            looks |= {way: tuning.row(f"look {calls}", way, TUNING)["frechet_distance"] for way in ways}
-        best = min(looks, key=lambda way: looks[way])
-        rows.append(bench.row(f"{calls} calls", best, replace(REPORTED, first_seed=40_000)))
-    return rows
+        guided = min((SampleConfig(steps=calls, guidance_scale=w) for w in GUIDANCE), key=distance)
+        grids = ("log-snr", "log-snr-early", "karras", "tangent")
+        changes = [{"grid": grid} for grid in grids]
+        changes += [
+            {"order": 1},
+            {"order": 3},
+            {"corrector": True},
+            {"rho": 0.3},
+            {"grid": "log-snr-early", "order": 1},
+        ]
+        ways = [guided, *(replace(guided, **change) for change in changes)]
+        if calls in CALIBRATED:
+            ways.append(replace(SampleConfig(guidance_scale=guided.guidance_scale), solver=str(table(guided))))
+        rows.append(bench.row(f"{calls} calls", min(ways, key=distance), replace(REPORTED, first_seed=40_000)))
+        write_json(KEPT / "teacher.json", {"rows": rows})
+
+
+def table(way: SampleConfig) -> Path:
+    """A solver table calibrated for this number of evaluations and guidance."""
+    place = WORK / f"table-{way.steps}-{way.guidance_scale}.json"
+    if not place.exists():
+        pipe, captions = logsnr.load("fashion"), load_world("fashion").captions
+        prompts = [captions.prompt(label, template) for template in range(4) for label in range(10)]
+        options = {"guidance_scale": way.guidance_scale, "config": calibration(way.steps)}
+        logsnr.calibrate(pipe, prompts, **options)[0].save(place)
+    return place
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["levels", "train", "look", "teacher"])
     parser.add_argument("--seed", type=int)
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--start-from", choices=["teacher", "scratch"], default="teacher")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--path", choices=list(PATHS), default="distil")
     parser.add_argument("--options", metavar="JSON", default="{}")
     chosen = parser.parse_args()
     tuning = chosen.what in ("levels", "look")
@@ -127,20 +153,20 @@ def main() -> None:
     if chosen.options != "{}" and chosen.what != "look":
         parser.error("--options is for look")
     if chosen.what == "teacher":
-        write_json(KEPT / "teacher.json", {"rows": teacher()})
+        teacher()
         return
     bench = Bench("fashion", tuning=tuning)
-    config = config_of(chosen.seed, chosen.steps, chosen.start_from, json.loads(chosen.options))
+    config = config_of(chosen.path, chosen.seed, chosen.steps, json.loads(chosen.options))
     told = hashlib.sha256(json.dumps(recipe(config), sort_keys=True).encode()).hexdigest()[:12]
     bench.pipe, seconds = trained(config, WORK / f"{told}-{chosen.seed}")
-    place = KEPT / f"levels-{chosen.start_from}.json"
+    place = KEPT / f"levels-{chosen.path}.json"
     if chosen.what == "train":
         levels = json.loads(place.read_text())
         if levels["recipe"] != told:
             parser.error(f"{place} chose levels for another recipe: run levels for this one first")
         row = {"recipe": told, "config": recipe(config), "seed": chosen.seed, "train_seconds": seconds}
-        write_json(KEPT / f"few-{chosen.start_from}-{chosen.seed}.json", {**row, "rows": of_model(bench, levels)})
-        bench.pipe.save_pretrained(WORK / f"few-{chosen.start_from}-{chosen.seed}")
+        write_json(KEPT / f"few-{chosen.path}-{chosen.seed}.json", {**row, "rows": of_model(bench, levels)})
+        bench.pipe.save_pretrained(WORK / f"few-{chosen.path}-{chosen.seed}")
         return
     found = {"recipe": told, "seed": chosen.seed, **choose(bench)}
     print(json.dumps(found), round(seconds), flush=True)

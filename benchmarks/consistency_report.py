@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 from record import RESULTS, headline, mean_interval, write_result
 
-PATHS = ("teacher", "scratch")
+NAMES = {"distil": "distilled", "teacher": "from teacher", "scratch": "from scratch"}
 HEADLINES: tuple[tuple[str, str, str, int, int, float, Literal[">=", "<="]], ...] = (
-    ("one_step_judge_ratio", "judge_accuracy_second", "teacher", 1, 20, 0.95, ">="),
-    ("one_step_frechet_ratio", "frechet_distance", "teacher", 1, 20, 1.5, "<="),
-    ("two_step_frechet_ratio", "frechet_distance", "teacher", 2, 20, 1.2, "<="),
-    ("two_step_frechet_over_teacher_four_steps", "frechet_distance", "teacher", 2, 4, 1.0, "<="),
+    ("one_step_judge_ratio", "judge_accuracy_second", "distil", 1, 20, 0.95, ">="),
+    ("one_step_frechet_ratio", "frechet_distance", "distil", 1, 20, 1.5, "<="),
+    ("two_step_frechet_ratio", "frechet_distance", "distil", 2, 20, 1.2, "<="),
+    ("two_step_frechet_over_teacher_four_steps", "frechet_distance", "distil", 2, 4, 1.0, "<="),
 )
 """Name, figure, training path, calls of the model, calls of the teacher, goal; means over seeds."""
 FURTHER = (
@@ -35,14 +35,14 @@ def few_step(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         return [], []
     teacher = _read(folder / "teacher.json")["rows"]
     rows = [{"model": "teacher", "calls": _calls(row), **row} for row in teacher]
-    models = {path: [_read(place) for place in sorted(folder.glob(f"few-{path}-*.json"))] for path in PATHS}
+    models = {path: [_read(place) for place in sorted(folder.glob(f"few-{path}-*.json"))] for path in NAMES}
     for path, found in models.items():
         for model in found:
-            told = {"model": f"from {path}", "seed": model["seed"], "train_seconds": model["train_seconds"]}
+            told = {"model": NAMES[path], "seed": model["seed"], "train_seconds": model["train_seconds"]}
             rows += [{**told, "calls": _calls(row), **row} for row in model["rows"]]
     for name, figure, calls, (whose, evaluations), target in FURTHER:
         ratios = []
-        for model in models["teacher"]:
+        for model in models["distil"]:
             other = _at(teacher if whose == "teacher" else model["rows"], evaluations)[figure]
             ratio = _at(model["rows"], calls)[figure] / other
             ratios.append(1 / ratio if figure == "seconds" else ratio)

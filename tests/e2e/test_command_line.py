@@ -170,7 +170,7 @@ def test_an_unwritable_out_is_refused_before_any_work(capsys: pytest.CaptureFixt
     assert file.read_text() == "kept"
 
 
-@pytest.mark.parametrize("model", ["fashion-few", "nobody/nothing", "no-such-world"])
+@pytest.mark.parametrize("model", ["nobody/nothing", "no-such-world"])
 def test_an_unknown_model_is_one_line(capsys: pytest.CaptureFixture[str], model: str) -> None:
     code, _, err = called(capsys, "sample", model, "--prompt", "x")
     assert (code, err.count("\n")) == (2, 1)

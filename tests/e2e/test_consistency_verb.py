@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +48,19 @@ def test_a_trained_pipeline_samples_in_stock_diffusers(capsys: pytest.CaptureFix
         ).images[0]
         assert 0.05 < made.mean() < 0.6
         assert made.std() > 0.1, "an image, not noise or nothing: the teacher's weights were the start"
+    command = [sys.executable, "-m", "logsnr", "sample", values["model"], "--prompt", "a bag", "--steps", "1", "--json"]
+    done = subprocess.run([*command, "--out", str(tmp_path / "made")], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["nfe"] == 1, "in a process where nobody has imported the scheduler"
+
+
+def test_distilled_it_is_told_its_guidance(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    values = result(capsys, *TRAIN, *STAGES, "--preset", "distil", "--out", str(tmp_path))
+    pipe = StableDiffusionPipeline.from_pretrained(values["model"])
+    assert pipe.unet.config.time_cond_proj_dim == 256
+    made = result(
+        capsys, "sample", values["model"], "--prompt", "a bag", "--steps", "2", "--out", str(tmp_path / "made")
+    )
+    assert made["network_evaluations"] == 2
 
 
 def test_from_scratch_the_network_is_drawn_anew(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

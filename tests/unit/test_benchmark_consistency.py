@@ -79,7 +79,7 @@ def test_headlines_are_ratios_to_the_teacher(
             {"name": "2 calls", "frechet_distance": 0.6 * factor, "judge_accuracy_second": 0.9, "seconds": 20.0},
         ]
         row = {"seed": seed, "train_seconds": 100.0, "rows": rows, "recipe": "x", "config": {}}
-        (tmp_path / f"few-teacher-{seed}.json").write_text(json.dumps(row))
+        (tmp_path / f"few-distil-{seed}.json").write_text(json.dumps(row))
     rows, headlines = report.few_step(tmp_path)
     found = {entry["name"]: entry for entry in headlines}
     assert found["one_step_judge_ratio"]["value"] == pytest.approx(0.9)
@@ -88,7 +88,7 @@ def test_headlines_are_ratios_to_the_teacher(
     assert found["two_step_frechet_ratio"]["value"] == pytest.approx(0.75)
     assert (found["two_step_frechet_ratio"]["low"], found["two_step_frechet_ratio"]["high"]) == (0.5, 1.0)
     assert found["two_step_frechet_over_teacher_four_steps"]["value"] == pytest.approx(0.15)
-    assert {row["model"] for row in rows if "model" in row} == {"teacher", "from teacher"}
+    assert {row["model"] for row in rows if "model" in row} == {"teacher", "distilled"}
     further = {row["figure"]: row["value"] for row in rows if "figure" in row}
     assert further["frechet of two calls over one"] == pytest.approx(0.5)
     assert further["seconds of the teacher's twenty over two calls"] == pytest.approx(10.0)

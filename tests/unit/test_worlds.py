@@ -11,7 +11,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline
 from recipes import TINY_EMOJI, TINY_FASHION, TINY_FLOW, FewFashion
 
-from logsnr.core.artifact import fingerprint, load_tensors
+from logsnr.core.artifact import fingerprint, load_tensors, write_json
 from logsnr.core.config import read_json
 from logsnr.core.errors import BrokenError, InputError, MissingError
 from logsnr.data.fashion import NAMES, load_fashion
@@ -123,8 +123,21 @@ def test_a_folder_without_judges_is_no_world(made: Path) -> None:
     assert load_world(made / "pipeline").judge().config["architecture"] == "residual"
     with pytest.raises(MissingError, match="no world"):
         load_world(made / "denoiser")
-    with pytest.raises(InputError, match="planned"):
+
+
+def test_a_few_step_model_is_a_world_of_its_own_with_the_recipe_of_its_teacher(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(WORLDS, "fashion-few", raising=False)
+    with pytest.raises(MissingError, match="consistency train fashion"):
         load("fashion-few")
+    shutil.copytree(made / "pipeline", tmp_path / "few")
+    write_json(tmp_path / "few" / "training.json", {"name": "fashion-few"})
+    monkeypatch.setitem(WORLDS, "fashion-few", tmp_path / "few")
+    world = load_world("fashion-few")
+    assert (world.name, world.folder) == ("fashion-few", tmp_path / "few")
+    assert world.source is load_world("fashion").source
+    assert not world.edits.exists(), "what is done to its teacher does not fit it"
 
 
 def test_a_world_of_an_unknown_recipe_is_refused(made: Path, tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ class TrainFew(Console):
     model: Model
     """An embedded world (fashion, emoji) that predicts noise or v, or a folder that `logsnr train` made."""
     preset: str = "slct_small"
-    """slct_small (ours, for small latents), slct (the paper's but for its norm), ict or ict_as_released (its
-    baselines), ect (pairs of any two levels)."""
+    """slct_small (ours, for small latents), distil (pairs by the model itself, guided: the fewest steps), slct (the
+    paper's but for its norm), ict or ict_as_released (its baselines), ect (pairs of any two levels)."""
     config: Path | None = None
     """A JSON file of any options of ConsistencyConfig, over those of the preset; the options below come after it."""
     start_from: Literal["scratch", "teacher"] | None = None

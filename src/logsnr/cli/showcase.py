@@ -15,6 +15,7 @@ from torch import Tensor
 
 from logsnr.cli.part import Part
 from logsnr.cli.showcase_erasure import attacked, erased
+from logsnr.cli.showcase_few import few_calls
 from logsnr.cli.showcase_hiding import hidden
 from logsnr.core.errors import MissingError
 from logsnr.evaluation.information import pipeline_information
@@ -26,7 +27,8 @@ from logsnr.models.pipeline import Pipeline, decode_latents
 from logsnr.solvers.config import SampleConfig
 from logsnr.solvers.sample import sample
 from logsnr.train.preview import image_grid
-from logsnr.worlds.load import World, load, load_world
+from logsnr.worlds.config import FEW_STEP
+from logsnr.worlds.load import WORLDS, World, load, load_world
 
 
 def showcase(name: str, num_judged: int) -> Iterator[Part]:
@@ -38,6 +40,7 @@ def showcase(name: str, num_judged: int) -> Iterator[Part]:
         lambda: classes(pipe, world),
         lambda: evaluations(pipe, world),
         *([lambda: calibrated(pipe, world, table)] if (table := world.folder / "solvers" / "5.json").exists() else []),
+        *(partial(few_calls, pipe, world, few) for few, of in FEW_STEP.items() if of == name and few in WORLDS),
         *(partial(erasing, pipe, world, folder) for folder in deltas for erasing in (erased, attacked)),
         *(partial(hidden, pipe, world, folder) for folder in sorted((world.edits / "hidden").glob("*"))),
         lambda: judged(pipe, world, num_judged),

@@ -90,7 +90,7 @@ def check_tellable(pipe: Pipeline) -> None:
 def tell_guidance(pipe: Any) -> None:
     """Let a pipeline's UNet be told its guidance, which changes nothing until it has learned what that means."""
     own = {name: value for name, value in pipe.unet.config.items() if not name.startswith("_")}
-    told = UNet2DConditionModel(**{**own, "time_cond_proj_dim": _WIDTH}).to(pipe.unet.device, pipe.unet.dtype)
+    told = UNet2DConditionModel(**{**own, "time_cond_proj_dim": _WIDTH}).to(pipe.unet.device)
     told.load_state_dict(pipe.unet.state_dict(), strict=False)
     torch.nn.init.zeros_(told.time_embedding.cond_proj.weight)
     pipe.unet = told.train(pipe.unet.training)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -85,8 +86,14 @@ def _guarded(what: str, load: Any, source: Any) -> Any:
 
 
 def _from_folder(path: Path, **options: Any) -> Any:
-    """The pipeline of a folder; diffusers wants to be told what its index says: that Stable Diffusion 3 has no T5."""
+    """The pipeline of a folder; diffusers wants to be told what its index says.
+
+    That Stable Diffusion 3 has no T5, and where a scheduler of ours is: it takes only what is imported.
+    """
     index = DiffusionPipeline.load_config(path)
+    for part in index.values():
+        if isinstance(part, list) and str(part[0]).startswith("logsnr."):
+            import_module(part[0])
     absent = [name for name in ("text_encoder_3", "tokenizer_3") if index.get(name) == [None, None]]
     return DiffusionPipeline.from_pretrained(path, **options, **dict.fromkeys(absent))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from logsnr.core.artifact import write_file, write_json
 from logsnr.core.config import read_json
 from logsnr.core.errors import BrokenError
 from logsnr.train.trackers import read_log
-from logsnr.worlds.config import RECIPES, DenoiserConfig, Recipe
+from logsnr.worlds.config import FEW_STEP, RECIPES, DenoiserConfig, Recipe
 from logsnr.worlds.data import SOURCES
 from logsnr.worlds.flow_config import FlowDenoiserConfig
 
@@ -117,7 +117,7 @@ table of any paper. It has no T5, and diffusers has to be told so, where `logsnr
 
 
 def recipe_of(folder: Path) -> Recipe:
-    """The recipe that a world's record of its training names.
+    """The recipe that a world's record of its training names; a few-step model has that of its teacher.
 
     Raises:
         MissingError: there is no record.
@@ -126,9 +126,10 @@ def recipe_of(folder: Path) -> Recipe:
     record = folder / "training.json"
     found = read_json(record)
     name = found.get("name") if isinstance(found, dict) else None
-    if name not in RECIPES:
+    recipe = RECIPES.get(FEW_STEP.get(str(name), str(name)))
+    if recipe is None:
         raise BrokenError(f"{record} names no recipe of {', '.join(RECIPES)}: train the world again")
-    return RECIPES[name]
+    return replace(recipe, name=str(name))
 
 
 def write_training_card(folder: Path, name: str, stages: dict[str, Any]) -> None:

@@ -122,3 +122,5 @@ FASHION_FLOW = replace(
     },
 )
 RECIPES = {recipe.name: recipe for recipe in (FASHION, EMOJI, FASHION_FLOW)}
+FEW_STEP = {"fashion-few": "fashion"}
+"""Embedded models that sample in one or two calls, and the world that each was trained from."""

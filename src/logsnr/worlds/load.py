@@ -6,20 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from logsnr.core.config import read_json
-from logsnr.core.errors import BrokenError, InputError, MissingError
+from logsnr.core.errors import BrokenError, MissingError
 from logsnr.data.captions import Wording
 from logsnr.metrics.judge import Judge
 from logsnr.models.pipeline import Pipeline, open_pipeline
-from logsnr.solvers import scheduler as _scheduler  # noqa: F401  diffusers loads it by name from a saved folder
 from logsnr.worlds.card import recipe_of
-from logsnr.worlds.config import RECIPES
+from logsnr.worlds.config import FEW_STEP, RECIPES
 from logsnr.worlds.data import SOURCES, Source
 
 _HOME = Path(__file__).parent
-_FOLDERS = {name: _HOME / name.replace("-", "_") for name in RECIPES}
+_FOLDERS = {name: _HOME / name.replace("-", "_") for name in (*RECIPES, *FEW_STEP)}
 WORLDS = {name: folder for name, folder in _FOLDERS.items() if (folder / "model_index.json").is_file()}
-"""The embedded worlds: those recipes whose weights are part of the package."""
-PLANNED = ("fashion-few",)
+"""The embedded worlds: those recipes and few-step models whose weights are part of the package."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +74,14 @@ def find_model(model: str | Path) -> str | Path:
     """The folder of an embedded world's name; anything else as it is.
 
     Raises:
-        InputError: a world that is planned.
         MissingError: a world whose weights are not part of this package yet.
     """
     name = str(model)
-    if name in PLANNED:
-        raise InputError(f"the world {name!r} is planned and not there yet: use {', '.join(WORLDS)}")
-    if name in RECIPES and name not in WORLDS:
+    if name in _FOLDERS and name not in WORLDS:
+        verb = "train" if name in RECIPES else "consistency train"
         raise MissingError(
-            f"the world {name!r} has no weights in this package yet: `logsnr train {name} --out runs/{name}` makes "
-            f"them, and runs/{name}/pipeline is then the model to give"
+            f"the world {name!r} has no weights in this package yet: `logsnr {verb} {FEW_STEP.get(name, name)} --out "
+            f"runs/{name}` makes them, and runs/{name}/pipeline is then the model to give"
         )
     return WORLDS.get(name, model)
 
@@ -99,7 +95,6 @@ def load_world(model: str | Path) -> World:
     """The world of a name, or of a folder that ``train`` made.
 
     Raises:
-        InputError: a world that is planned.
         MissingError: the model is no world, having no judges; or a world that is not trained yet.
         BrokenError: it does not say by which recipe it was trained.
     """

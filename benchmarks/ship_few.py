@@ -1,0 +1,88 @@
+"""Ship a model that consistency_few.py made as the world fashion-few.
+
+python benchmarks/ship_few.py runs/consistency/few-distil-0 writes src/logsnr/worlds/fashion_few: the pipeline in half
+precision (the text encoder whole), the judges of `fashion`, and a card of what the benchmark measured.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from record import RESULTS
+
+from logsnr.core.artifact import staged, write_file, write_json
+from logsnr.models.pipeline import open_pipeline
+from logsnr.worlds.load import _FOLDERS, WORLDS
+
+SHARED = ("judge", "judge_second", "text_encoder", "tokenizer", "vae")
+CARD = """---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: text-to-image
+tags: [diffusers, stable-diffusion, fashion-mnist, consistency]
+---
+
+# fashion-few
+
+The world `fashion` in one call or two: its autoencoder, text encoder and judges, and its UNet trained on by consistency
+distillation (2303.01469; the loss of 2502.01441) for {steps:,} steps of {batch}, {seconds:,} seconds of one core. The
+UNet is told its guidance (2310.04378), from {low:g} to {high:g}, so that no call is made for it; the scheduler is a
+`ConsistencyScheduler`. Data: Fashion-MNIST (Xiao, Rasul and Vollgraf 2017), MIT licence. Weights: Apache-2.0.
+
+- Made by: `benchmarks/consistency_few.py train --seed {seed}` and `benchmarks/ship_few.py`.
+- Measured by the second judge on prompts from held-out templates, 10,000 images, Frechet distances to the 60,000
+  training images; the teacher by its best guidance and solver. Protocol: `benchmarks/results/consistency.json`.
+
+| model | calls | guidance | Frechet distance | judge accuracy | recall |
+|---|---|---|---|---|---|
+{rows}
+"""
+
+
+def main(source: Path) -> None:
+    """Write the folder anew, and rename it into place."""
+    path, seed = source.name.removeprefix("few-").rsplit("-", 1)
+    model: dict[str, Any] = json.loads((RESULTS / "consistency" / f"few-{path}-{seed}.json").read_text())
+    teacher = json.loads((RESULTS / "consistency" / "teacher.json").read_text())
+    pipe, world = open_pipeline(source), WORLDS["fashion"]
+    with staged(_FOLDERS["fashion-few"]) as folder:
+        pipe.unet.to(torch.float16).save_pretrained(folder / "unet")
+        pipe.scheduler.save_pretrained(folder / "scheduler")
+        for part in SHARED:
+            shutil.copytree(world / part, folder / part)
+        shutil.copy(source / "model_index.json", folder)
+        config = model["config"]
+        run = {"steps": config["run"]["steps"], "images": config["run"]["steps"] * config["run"]["batch_size"]}
+        stage = {**run, "seconds": round(model["train_seconds"]), "legs": 1}
+        write_json(folder / "training.json", {"name": "fashion-few", "consistency": stage})
+        write_json(folder / "card.json", figures(model["rows"]))
+        low, high = config["guidance"][0], config["guidance"][-1]
+        named = [("fashion-few", row) for row in model["rows"]] + [("fashion", row) for row in teacher["rows"]]
+        told = {"steps": run["steps"], "batch": config["run"]["batch_size"], "seconds": stage["seconds"], "seed": seed}
+        text = CARD.format(**told, low=low, high=high, rows="\n".join(line(*pair) for pair in named))
+        write_file(folder / "README.md", text)
+
+
+def figures(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """What the demo compares its own figures with."""
+    names = {"1": "one_call", "2": "two_calls"}
+    return {
+        f"{names[row['name'].split()[0]]}_{figure}": row[figure]
+        for row in rows
+        for figure in ("frechet_distance", "judge_accuracy_second")
+    }
+
+
+def line(name: str, row: dict[str, Any]) -> str:
+    """A row of the card."""
+    shown = f"{row['frechet_distance']:.3f} | {row['judge_accuracy_second']:.4f} | {row['recall']:.3f}"
+    return f"| {name} | {row['name'].split()[0]} | {row['sampling']['guidance_scale']:g} | {shown} |"
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
