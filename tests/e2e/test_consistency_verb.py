@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import called, result
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline
 from PIL import Image
 from recipes import FewFashion
 
@@ -114,12 +114,25 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_flow_pipeline_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_flow_pipeline_learns_from_its_own_weights(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     flow = [word if word != "fashion" else "fashion-flow" for word in TRAIN]
-    code, _, err = called(capsys, *flow, *STAGES, "--out", str(tmp_path / "out"))
+    code, _, err = called(capsys, *flow, *STAGES, "--start-from", "scratch", "--out", str(tmp_path / "out"))
     assert code == 2
-    assert "flow pipeline" in err
+    assert "start from the teacher" in err
     assert not (tmp_path / "out").exists()
+    code, _, err = called(capsys, *flow, *STAGES, "--preset", "distil", "--out", str(tmp_path / "out"))
+    assert code == 2
+    assert "give one scale" in err
+    (tmp_path / "one.json").write_text('{"guidance": [1.3]}')
+    given = ["--preset", "distil", "--config", str(tmp_path / "one.json")]
+    values = result(capsys, *flow, *STAGES, *given, "--out", str(tmp_path / "out"))
+    absent = {"text_encoder_3": None, "tokenizer_3": None}
+    pipe = StableDiffusion3Pipeline.from_pretrained(values["model"], **absent)
+    pipe.set_progress_bar_config(disable=True)
+    drawn = {"generator": torch.Generator().manual_seed(0), "output_type": "np", "guidance_scale": 1.0}
+    made = pipe("a boot", num_inference_steps=1, **drawn).images[0]
+    assert 0.05 < made.mean() < 0.6
+    assert made.std() > 0.1
 
 
 def test_a_report_is_a_table_a_picture_and_figures(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -162,7 +175,6 @@ def test_the_best_second_level_is_found_and_kept(capsys: pytest.CaptureFixture[s
     [
         (["search-sigma", "fashion"], "no second call to search"),
         (["search-sigma", "fashion", "--samples", "9"], "at least 100"),
-        (["report", "fashion-flow"], "flow pipeline"),
         (["report", "fashion", "--num-levels", "2"], "at least 3 levels"),
         (["report", "fashion", "--preset", "lct"], "there is no preset"),
         (["report", "fashion", "--preset", "ect"], "has no grid of levels"),

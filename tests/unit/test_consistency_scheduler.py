@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import CMStochasticIterativeScheduler, UNet2DModel
-from pipelines import tiny_sd
+from pipelines import tiny_sd, tiny_sd3
 
 import logsnr
 from logsnr.consistency.config import ConsistencyConfig
@@ -182,6 +182,32 @@ class TestScheduler:
                 plain, asked = (pipe.unet(inputs, at, **c)[0] for c in (cond.unconditional, cond.values))
             x = scheduler.step(plain + 2.0 * (asked - plain), at, x).prev_sample
         assert torch.allclose(made.latents, x, atol=1e-4)
+
+    def test_of_a_flow_pipeline_too_by_ours_and_by_its_own_call(self) -> None:
+        pipe, seeds = tiny_sd3(), [3, 4]
+        scheduler = ConsistencyScheduler(prediction_type="flow_prediction", sigma_max=160.0, middle_sigmas=[[0.5]])
+        pipe.scheduler = scheduler
+        made = logsnr.sample(pipe, "a boot", seeds=seeds, config=logsnr.SampleConfig(steps=2, guidance_scale=1.0))
+        assert made.network_evaluations == 4
+        cond, noise = encode_prompts(pipe, ["a boot", "a boot"]).values, sample_noise(seeds, (4, 8, 8))
+        scheduler.set_timesteps(2)
+        scheduler.set_seeds(seeds)
+        assert scheduler.timesteps.tolist() == pytest.approx([1000 * s / (1 + s) for s in (160.0, 0.5)])
+        x = noise
+        for index, at in enumerate(scheduler.timesteps):
+            inputs = x if index else x * 160 / 161
+            with torch.no_grad():
+                output = pipe.transformer(inputs, timestep=at.expand(2), **cond)[0]
+            clean = (x if index else 160 / 161 * x) - at / 1000 * output
+            found = scheduler.step(output, at, x)
+            assert torch.allclose(found.pred_original_sample, clean, atol=2e-2), "the boundary leaves it nearly alone"
+            x = found.prev_sample
+        assert torch.allclose(made.latents, x, atol=1e-4)
+        stock = pipe(["a boot"] * 2, num_inference_steps=2, guidance_scale=1.0, latents=noise, output_type="latent")
+        assert (stock.images - x).square().mean().sqrt() < 0.02 * x.std(), "it reads noise that is .6 % larger"
+        timesteps = scheduler.timesteps[[1, 0]]
+        noisy = scheduler.scale_noise(noise, timesteps, torch.ones_like(noise))
+        assert torch.allclose(noisy[0], (noise[0] + 0.5) / 1.5)
 
     @pytest.mark.parametrize("options", [{"rho": 0.5}, {"corrector": True}, {"order": 1}, {"grid": "log-snr"}])
     def test_other_solvers_are_refused(self, options: Any) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pipelines import tiny_sd, tiny_sd3
+from pipelines import tiny_flux, tiny_sd, tiny_sd3
 
 from logsnr.consistency.config import ConsistencyConfig
 from logsnr.consistency.pairs import make_stage
 from logsnr.consistency.teacher import Teacher, check_tellable, is_told, tell_guidance
-from logsnr.consistency.train import consistency_train, of_unit_data, scheduler_of
+from logsnr.consistency.train import check_trainable, consistency_train, of_unit_data, scheduler_of
 from logsnr.core.errors import InputError, UnsupportedError
 from logsnr.models.denoiser import Conditioning
 from logsnr.models.edited import repeat_row
@@ -116,6 +116,12 @@ def test_a_network_that_is_told_its_guidance_begins_as_it_was_and_learns_to_heed
 def test_what_makes_no_sense_is_refused(changes: dict[str, object], match: str) -> None:
     with pytest.raises(InputError, match=match):
         config(**changes)
+
+
+def test_of_flows_only_stable_diffusion_3_is_trained() -> None:
+    check_trainable(tiny_sd3(), config())
+    with pytest.raises(UnsupportedError, match="of flows take SD3"):
+        check_trainable(tiny_flux(), config())
 
 
 def test_only_a_unet_of_stable_diffusion_can_be_told_a_range() -> None:

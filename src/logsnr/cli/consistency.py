@@ -25,7 +25,7 @@ class TrainFew(Console):
     """Train a model that samples in one or two calls: neighbouring noise levels learn to agree on the clean sample."""
 
     model: Model
-    """An embedded world (fashion, emoji) that predicts noise or v, or a folder that `logsnr train` made."""
+    """An embedded world (fashion, fashion-flow, emoji), or a folder that `logsnr train` made."""
     preset: str = "slct_small"
     """slct_small (ours, for small latents), distil (pairs by the model itself, guided: the fewest steps), slct (the
     paper's but for its norm), ict or ict_as_released (its baselines), ect (pairs of any two levels)."""

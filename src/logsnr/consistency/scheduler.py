@@ -34,8 +34,9 @@ class ConsistencyScheduler(SchedulerMixin, ConfigMixin):
 
     Samples are x0 + s noise, in the units of the latents, which are never clipped. ``prediction_type`` "consistency" is
     a network with EDM's preconditioning that is told 250 ln s; "epsilon", "v_prediction" and "sample" are networks of
-    the schedule that the betas say, such as one that was trained on from a diffusion model. ``middle_sigmas`` are the
-    levels of the second and further calls, by how many they are: [[0.4], [0.8, 0.3]] serves two and three calls.
+    the schedule that the betas say, such as one that was trained on from a diffusion model. "flow_prediction" is one of
+    Stable Diffusion 3, whose samples are (x0 + s noise) / (1 + s). ``middle_sigmas`` are the levels s of the second and
+    further calls, by how many they are: [[0.4], [0.8, 0.3]] serves two and three calls.
 
     Raises:
         InputError: noise levels that do not fall, or of another number than their place says.
@@ -66,7 +67,7 @@ class ConsistencyScheduler(SchedulerMixin, ConfigMixin):
             if len(middle) != calls - 1:
                 raise InputError(f"middle_sigmas has {len(middle)} levels where {calls} calls need {calls - 1}")
             _check([sigma_max, *middle], sigma_min, sigma_max)
-        self._boundary = Boundary(sigma_min, sigma_data)
+        self._boundary, self._flow = Boundary(sigma_min, sigma_data), prediction_type == "flow_prediction"
         self.init_noise_sigma, self._seeds = sigma_max, list[int]()
         self.num_inference_steps: int | None = None
         self.set_timesteps(1)
@@ -104,9 +105,10 @@ class ConsistencyScheduler(SchedulerMixin, ConfigMixin):
             sigmas = [self.config["sigma_max"], *self._middle(num_inference_steps)]
         _check(sigmas, self.config["sigma_min"], self.config["sigma_max"])
         self._levels = consistency_levels(self.config, self._boundary, sigmas)
-        self.sigmas, self.num_inference_steps = torch.tensor([*sigmas, 0.0]), len(sigmas)
+        told = [s / (1 + s) for s in sigmas] if self._flow else [float(s) for s in sigmas]
+        self.sigmas, self.num_inference_steps = torch.tensor([*told, 0.0]), len(sigmas)
         self.timesteps = self._levels.timesteps.float().to(device)
-        self.init_noise_sigma, self._index, self._begin = float(sigmas[0]), None, None
+        self.init_noise_sigma, self._index, self._begin = told[0], None, None
 
     def _middle(self, calls: int) -> list[float]:
         """The levels after the first."""
@@ -133,7 +135,8 @@ class ConsistencyScheduler(SchedulerMixin, ConfigMixin):
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor) -> Tensor:
         """The sample in the scale that the network reads."""
-        return sample * float(self._levels.input_scale[self._place(timestep)])
+        place = self._place(timestep)
+        return sample if self._flow else sample * float(self._levels.input_scale[place])
 
     def step(
         self,
@@ -145,18 +148,33 @@ class ConsistencyScheduler(SchedulerMixin, ConfigMixin):
     ) -> ConsistencySchedulerOutput | tuple[Tensor, Tensor]:
         """From the network's output (n, ...) to clean data, and with noise of the next level, if there is one."""
         index = self._place(timestep)
-        clean = self._levels.combine(sample.float(), model_output.float(), torch.full((len(sample),), index))
+        x = self._plain(sample.float(), index)
+        clean = self._levels.combine(x, model_output.float(), torch.full((len(sample),), index))
         self._index, moved = index + 1, clean
         if index + 1 < len(self._levels):
             size = self._boundary.renoised(float(self._levels.sigmas[index + 1]))
             moved = clean + size * self._noise(index, clean, generator)
+            moved = moved * float(self._levels.input_scale[index + 1]) if self._flow else moved
         clean, moved = clean.to(sample.dtype), moved.to(sample.dtype)
         return ConsistencySchedulerOutput(moved, clean) if return_dict else (moved, clean)
+
+    def _plain(self, sample: Tensor, index: int) -> Tensor:
+        """A sample as x0 + s noise; pipelines of flows start from noise of deviation 1, whatever the first level is."""
+        if not self._flow:
+            return sample
+        start = index == 0 and self._begin is None
+        return sample * float(self._levels.sigmas[0]) if start else sample / float(self._levels.input_scale[index])
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Clean samples (n, ...) at the levels of timesteps (n,), for image-to-image."""
         places = torch.tensor([self._find(float(timestep)) for timestep in timesteps])
-        return original_samples + self._levels.sigma(places, original_samples) * noise
+        noisy = original_samples + self._levels.sigma(places, original_samples) * noise
+        scales = self._levels.input_scale[places].to(noisy).view(-1, *[1] * (noisy.dim() - 1))
+        return noisy * scales if self._flow else noisy
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """The same, as pipelines of flows call it."""
+        return self.add_noise(sample, noise, timestep)
 
     def _place(self, timestep: float | Tensor) -> int:
         """The call that comes next; at first the begin index, or the one of this timestep."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from diffusers import StableDiffusion3Pipeline
 from torch import Tensor, nn
 
 from logsnr.consistency.config import ConsistencyConfig
@@ -23,7 +24,7 @@ from logsnr.data.latents import Latents
 from logsnr.models.denoiser import Tree
 from logsnr.models.fingerprint import fingerprint
 from logsnr.models.pipeline import Pipeline, check_pipeline, denoiser_of, encode_prompts, network_of
-from logsnr.schedules.origins import is_edm
+from logsnr.schedules.origins import is_edm, is_flow
 from logsnr.schedules.schedule import trained_range
 from logsnr.schedules.scheduler_config import from_scheduler_config, kind_of
 from logsnr.solvers.consistency import consistency_step
@@ -148,8 +149,10 @@ def check_trainable(pipe: Pipeline, config: ConsistencyConfig) -> None:
     curriculum_of(config)
     if config.norm != "keep":
         raise InputError(f"a pipeline's folder cannot hold the norm {config.norm}: keep its own")
-    if kind_of(teacher) == "flow":
-        raise UnsupportedError("a flow pipeline tells its scheduler no scale of noise: take one of noise or v")
+    if kind_of(teacher) == "flow" and not isinstance(pipe, StableDiffusion3Pipeline):
+        raise UnsupportedError(f"{type(pipe).__name__} tells its scheduler which levels to visit: of flows take SD3")
+    if kind_of(teacher) == "flow" and config.start_from == "scratch":
+        raise UnsupportedError("the network of a flow pipeline reads its samples as they are: start from the teacher")
     if is_edm(teacher) or consistency_step(teacher):
         raise UnsupportedError("a network with EDM's preconditioning, or a consistency model, is no teacher here")
     if is_told(config):
@@ -177,6 +180,8 @@ def of_unit_data(config: ConsistencyConfig, teacher: Mapping[str, Any]) -> Consi
 def scheduler_of(config: ConsistencyConfig, teacher: Mapping[str, Any] | None) -> ConsistencyScheduler:
     """The scheduler of what is trained, with levels for one and two calls."""
     kept = {} if teacher is None else {name: teacher[name] for name in _BETAS if teacher.get(name) is not None}
+    if teacher is not None and is_flow(teacher):
+        kept["prediction_type"] = "flow_prediction"
     levels = {name: getattr(config, name) for name in _LEVELS}
     middle = [[_MIDDLE]] if config.sigma_min < _MIDDLE < config.sigma_max else []
     return ConsistencyScheduler(**kept, **levels, num_levels=config.end_levels + 1, middle_sigmas=middle)
