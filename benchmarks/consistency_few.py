@@ -105,12 +105,13 @@ def choose(bench: Bench) -> dict[str, Any]:
 
 def teacher() -> None:
     """The teacher at every number of evaluations, by the guidance and then the solver that were best in looks."""
-    rows, tuning, bench = [], Bench("fashion", tuning=True), Bench("fashion")
+    place, tuning, bench = KEPT / "teacher.json", Bench("fashion", tuning=True), Bench("fashion")
+    rows = json.loads(place.read_text())["rows"] if place.exists() else []
 
     def distance(way: SampleConfig) -> float:
         return tuning.row(f"look {way.steps}", way, replace(TUNING, num_images=1000))["frechet_distance"]
 
-    for calls in CALLS:
+    for calls in CALLS[len(rows) :]:
         guided = min((SampleConfig(steps=calls, guidance_scale=w) for w in GUIDANCE), key=distance)
         grids = ("log-snr", "log-snr-early", "karras", "tangent")
         changes = [{"grid": grid} for grid in grids]
@@ -125,7 +126,7 @@ def teacher() -> None:
         if calls in CALIBRATED:
             ways.append(replace(SampleConfig(guidance_scale=guided.guidance_scale), solver=str(table(guided))))
         rows.append(bench.row(f"{calls} calls", min(ways, key=distance), replace(REPORTED, first_seed=40_000)))
-        write_json(KEPT / "teacher.json", {"rows": rows})
+        write_json(place, {"rows": rows})
 
 
 def table(way: SampleConfig) -> Path:
