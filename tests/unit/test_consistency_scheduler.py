@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,12 +12,17 @@ from diffusers import CMStochasticIterativeScheduler, UNet2DModel
 from pipelines import tiny_sd, tiny_sd3
 
 import logsnr
+from logsnr.attacks.attack import attack
+from logsnr.attacks.attacker import Sought
+from logsnr.attacks.config import AttackConfig
 from logsnr.consistency.config import ConsistencyConfig
 from logsnr.consistency.function import Levels, consistency_levels
 from logsnr.consistency.scheduler import ConsistencyScheduler
 from logsnr.consistency.train import of_unit_data, scheduler_of
 from logsnr.core.errors import InputError, UnsupportedError
 from logsnr.core.random import sample_noise
+from logsnr.evaluation.information import pipeline_information
+from logsnr.information.config import InformationConfig
 from logsnr.models.pipeline import encode_prompts
 from logsnr.schedules.boundary import Boundary
 from logsnr.schedules.prediction import predict
@@ -222,6 +227,11 @@ class TestScheduler:
         for edit in (logsnr.erase, logsnr.hide):
             with pytest.raises(UnsupportedError, match="edit the model that it was trained from"):
                 edit(pipe, "boot")
+        sought, nothing = Sought(pipe, ["a boot"], torch.zeros(1, 4, 8, 8)), cast("Any", None)
+        with pytest.raises(UnsupportedError, match="attack the model that it was trained from"):
+            attack(sought, sought, nothing, AttackConfig())
+        with pytest.raises(UnsupportedError, match="measure the model that it was trained from"):
+            pipeline_information(pipe, nothing, nothing, nothing, InformationConfig())
         with pytest.raises(UnsupportedError, match="no step weights"):
             logsnr.explain(pipe, config=logsnr.SampleConfig(steps=1))
 

@@ -24,6 +24,7 @@ from logsnr.models.denoiser import Tree, select_rows
 from logsnr.models.edited import Edited
 from logsnr.models.pipeline import Pipeline, network_of
 from logsnr.models.prompted import Prompt, prompt_width
+from logsnr.schedules.origins import refuse_few_step
 
 _TEXT, _TOKENS = "encoder_hidden_states", 10
 
@@ -48,7 +49,11 @@ def attack(victim: Sought, control: Sought, shows: Shows, config: AttackConfig) 
     """Run an attack on an edited pipeline, and on the original with prompts and images of something unrelated.
 
     The pipelines come back as they were.
+
+    Raises:
+        UnsupportedError: the network is a consistency model.
     """
+    refuse_few_step(victim.pipe.scheduler.config, "attack the model that it was trained from")
     with _untouched(victim.pipe), _untouched(control.pipe):
         runs = [Attacker(sought, control.pipe, shows, config) for sought in (victim, control)]
         points, control_points = ([(at, hits.cpu()) for at, hits in _RUNS[config.attack](each)] for each in runs)

@@ -17,6 +17,7 @@ from logsnr.information.curve import MMSECurve
 from logsnr.information.profile import Estimate, InformationProfile, Progress, information_profile
 from logsnr.information.reference import fit_gaussian
 from logsnr.models.pipeline import Pipeline, denoiser_of, encode_images, encode_prompts
+from logsnr.schedules.origins import refuse_few_step
 
 REFERENCE_IMAGES = 10_000
 _CONVENTION = "continuous density of latents, per latent dimension and never per pixel; an upper bound in expectation"
@@ -36,7 +37,9 @@ def pipeline_information(
 
     Raises:
         InputError: too few calls or test images for one batch, refused before anything is encoded.
+        UnsupportedError: the network is a consistency model.
     """
+    refuse_few_step(pipe.scheduler.config, "measure the model that it was trained from")
     needed = _needed(config, len(test))
     denoiser = denoiser_of(pipe, replay=True)
     picks = torch.randperm(len(train), generator=generator(config.seed, "reference"))[:REFERENCE_IMAGES]

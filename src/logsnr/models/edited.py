@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from logsnr.core.errors import UnsupportedError
 from logsnr.core.types import Level
 from logsnr.models.adapters import attach_adapters, detach_adapters, merged_weights
 from logsnr.models.delta import Delta, DeltaRecord, check_editable, make_delta
@@ -19,7 +18,7 @@ from logsnr.models.fingerprint import fingerprint
 from logsnr.models.parameters import select_parameters
 from logsnr.models.pipeline import Pipeline, component_of, denoiser_of, encode_prompts, latent_shape, network_of
 from logsnr.models.swapped import has_checkpoints
-from logsnr.schedules.origins import is_few_step
+from logsnr.schedules.origins import refuse_few_step
 
 
 @dataclass
@@ -54,8 +53,7 @@ class Edited:
     """
 
     def __init__(self, pipe: Pipeline, modules: str | Iterable[str], *, adapter_rank: int | None = None, seed: int = 0):
-        if is_few_step(pipe.scheduler.config):
-            raise UnsupportedError("a consistency model jumps to clean data: edit the model that it was trained from")
+        refuse_few_step(pipe.scheduler.config, "edit the model that it was trained from")
         self.pipe, self.network, self.component = pipe, network_of(pipe), component_of(pipe)
         check_editable(self.network, self.component)
         self.base = fingerprint(self.network)

@@ -53,6 +53,16 @@ def is_few_step(config: Mapping[str, Any]) -> bool:
     return "middle_sigmas" in config
 
 
+def refuse_few_step(config: Mapping[str, Any], advice: str) -> None:
+    """Refuse what needs the denoiser of a diffusion, and say what to do.
+
+    Raises:
+        UnsupportedError: the configuration is that of a consistency model.
+    """
+    if is_few_step(config):
+        raise UnsupportedError(f"a consistency model jumps to clean data: {advice}")
+
+
 def is_consistency(config: Mapping[str, Any]) -> bool:
     """Whether it is a consistency model of the original form, which is told 1000 times as much (2303.01469)."""
     return config.get("prediction_type") == "consistency"

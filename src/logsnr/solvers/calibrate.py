@@ -24,9 +24,9 @@ from logsnr.core.types import Denoiser, Level
 from logsnr.models.denoiser import Conditioning
 from logsnr.models.fingerprint import fingerprint
 from logsnr.models.pipeline import Pipeline, denoiser_of, encode_prompts, latent_shape, network_of
+from logsnr.schedules.origins import refuse_few_step
 from logsnr.schedules.schedule import Schedule
 from logsnr.solvers.config import CalibrateConfig, SampleConfig
-from logsnr.solvers.consistency import consistency_step
 from logsnr.solvers.fit import Fit, Run, errors, grid_of, roll, to_table
 from logsnr.solvers.plan import plan_nodes, snap_nodes
 from logsnr.solvers.reference import Model, Progress, Reference, make_reference
@@ -113,8 +113,7 @@ def calibrate(
         UnsupportedError: the network is a consistency model.
     """
     config = config or CalibrateConfig()
-    if consistency_step(pipe.scheduler.config):
-        raise UnsupportedError("a consistency model jumps to clean data: keep its ConsistencyScheduler")
+    refuse_few_step(pipe.scheduler.config, "keep its ConsistencyScheduler")
     if not prompts:
         raise InputError("calibration needs prompts like those that will be served: give at least one")
     total = config.num_fit + config.num_selection + config.num_gate

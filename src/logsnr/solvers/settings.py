@@ -7,9 +7,9 @@ from typing import Any
 
 import diffusers
 
-from logsnr.core.errors import InputError, UnsupportedError
+from logsnr.core.errors import InputError
 from logsnr.core.types import Level
-from logsnr.schedules.origins import is_edm, is_few_step, is_flow, origin_of, parameters, settings_of
+from logsnr.schedules.origins import is_edm, is_flow, origin_of, parameters, refuse_few_step, settings_of
 from logsnr.schedules.scheduler_config import from_scheduler_config
 from logsnr.solvers.backward import is_noisy
 from logsnr.solvers.exponential import Exponential
@@ -28,8 +28,7 @@ def merged(config: Mapping[str, Any], given: Mapping[str, Any], own: type) -> di
         UnsupportedError: a configuration that cannot be mapped.
     """
     config, given = dict(config), dict(given)
-    if is_few_step(config):
-        raise UnsupportedError("a consistency model jumps to clean data: keep its ConsistencyScheduler")
+    refuse_few_step(config, "keep its ConsistencyScheduler")
     if "order" in given:
         if "solver_order" in given:
             raise InputError("order and solver_order are one setting under two names: give one of them")
