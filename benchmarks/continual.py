@@ -4,7 +4,8 @@
     python benchmarks/continual.py look --strategies gppdm --options '{...}'
     python benchmarks/continual.py report
 
-Tiers are digits, mnist5k and fashion. Strategies share networks, steps, replays and seeds. ``er-state`` keeps as many
+Tiers are digits, mnist5k and fashion, and digits-repeating, whose ten experiences show each class twice, half of its
+images a time. Strategies share networks, steps, replays and seeds. ``er-state`` keeps as many
 bytes of images as the prototypes and the projection of ``gppdm`` weigh in the run of the same seed, ``er-total`` its
 generator's too, so that comes first. ``look`` tries options on seed 100 and its validation images, and keeps nothing;
 what is run is kept in results/continual/.
@@ -40,6 +41,7 @@ TUNED = 100
 ORDER = ("gppdm", "replay", "finetune", "joint", "er-state", "er-total", "cpdm-frozen", "cpdm-learned", "projection")
 TIERS: dict[str, dict[str, Any]] = {
     "digits": {"generator_steps": 600, "images_per_class": 64},
+    "digits-repeating": {"generator_steps": 600, "images_per_class": 64},
     "mnist5k": {"generator_steps": 1000, "images_per_class": 100, "channels": (16, 32, 64)},
     "fashion": {
         "generator_steps": 1500,
@@ -69,12 +71,18 @@ def config_of(tier: str, name: str, seed: int, changes: dict[str, Any]) -> Conti
     return replace(strategy(name, **extra), **{**TIERS[tier], "seed": seed, **changes})
 
 
+def classes_of(tier: str, seed: int) -> list[tuple[int, ...]]:
+    """The classes of each experience: five of two, and in a repeating tier five more, otherwise paired."""
+    first = split_classes(10, 5, order_seed=seed)
+    return [*first, *split_classes(10, 5, order_seed=seed + 10_000)] if tier == "digits-repeating" else first
+
+
 def learn(tier: str, name: str, seed: int, changes: dict[str, Any]) -> dict[str, Any]:
     """One run, going on where it was cut; with a seed for tuning it is measured on validation images."""
     torch.set_num_threads(1)
-    load = {"digits": load_digits, "mnist5k": load_mnist5k, "fashion": load_fashion}[tier]
+    load = {"mnist5k": load_mnist5k, "fashion": load_fashion}.get(tier, load_digits)
     train, test = load("train"), load("test")
-    stream = make_stream(train, test, split_classes(10, 5, order_seed=seed), seed=seed)
+    stream = make_stream(train, test, classes_of(tier, seed), seed=seed, repeating=tier == "digits-repeating")
     if seed >= TUNED:
         stream = [replace(each, test=each.validation) for each in stream]
     out = WORK / f"{tier}-{name}-{seed}" if not changes else None

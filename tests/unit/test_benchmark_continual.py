@@ -60,3 +60,10 @@ def test_headlines_are_paired_by_seed(bench: Any, monkeypatch: pytest.MonkeyPatc
     assert found["key_value_drift"]["value"] == pytest.approx(4e-7), "of every reported run, not of tuning"
     assert "accuracy_gain_over_equal_bytes" not in found
     assert len(written["rows"]) == 10
+
+
+def test_a_repeating_tier_shows_each_class_twice(bench: Any) -> None:
+    classes = bench.classes_of("digits-repeating", 1)
+    assert len(classes) == 10
+    assert sorted(label for each in classes for label in each) == sorted([*range(10)] * 2)
+    assert classes[:5] == bench.classes_of("digits", 1) != classes[5:]
