@@ -45,6 +45,11 @@ MIDDLE = (0.34, 0.5, 0.74, 1.06, 1.48, 2.8, 5.0)
 CALLS, CALIBRATED = (1, 2, 4, 8, 20), (4, 8, 20)
 
 
+WAYS: list[dict[str, Any]] = [
+    *({"grid": grid} for grid in ("log-snr", "log-snr-early", "karras", "tangent")),
+    *({"order": 1}, {"order": 3}, {"corrector": True}, {"rho": 0.3}, {"grid": "log-snr-early", "order": 1}),
+]
+"""Solvers of the teacher that are tried at the guidance that was best by its own scheduler."""
 PATHS: dict[str, dict[str, Any]] = {
     "distil": {"name": "distil"},
     "teacher": {"name": "slct_small"},
@@ -106,27 +111,22 @@ def choose(bench: Bench) -> dict[str, Any]:
 def teacher() -> None:
     """The teacher at every number of evaluations, by the guidance and then the solver that were best in looks."""
     place, tuning, bench = KEPT / "teacher.json", Bench("fashion", tuning=True), Bench("fashion")
-    rows = json.loads(place.read_text())["rows"] if place.exists() else []
+    searched = {"guidance": list(GUIDANCE), "ways": WAYS, "calibrated": list(CALIBRATED), "looks": TUNING.num_images}
+    known = json.loads(place.read_text()) if place.exists() else {"searched": searched, "rows": []}
+    if known["searched"] != searched:
+        raise SystemExit(f"{place} comes from another search: remove it first")
+    rows = known["rows"]
 
     def distance(way: SampleConfig) -> float:
-        return tuning.row(f"look {way.steps}", way, replace(TUNING, num_images=1000))["frechet_distance"]
+        return tuning.row(f"look {way.steps}", way, TUNING)["frechet_distance"]
 
     for calls in CALLS[len(rows) :]:
         guided = min((SampleConfig(steps=calls, guidance_scale=w) for w in GUIDANCE), key=distance)
-        grids = ("log-snr", "log-snr-early", "karras", "tangent")
-        changes = [{"grid": grid} for grid in grids]
-        changes += [
-            {"order": 1},
-            {"order": 3},
-            {"corrector": True},
-            {"rho": 0.3},
-            {"grid": "log-snr-early", "order": 1},
-        ]
-        ways = [guided, *(replace(guided, **change) for change in changes)]
+        ways = [guided, *(replace(guided, **change) for change in WAYS)]
         if calls in CALIBRATED:
             ways.append(replace(SampleConfig(guidance_scale=guided.guidance_scale), solver=str(table(guided))))
         rows.append(bench.row(f"{calls} calls", min(ways, key=distance), replace(REPORTED, first_seed=40_000)))
-        write_json(place, {"rows": rows})
+        write_json(place, {"searched": searched, "rows": rows})
 
 
 def table(way: SampleConfig) -> Path:

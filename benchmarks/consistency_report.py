@@ -81,7 +81,7 @@ def main() -> None:
         "world": "fashion",
         "images": 10_000,
         "judge": "second; every choice was made by the first on other seeds",
-        "teacher": "at every number of evaluations by its best of solvers and guidances",
+        "teacher": "at every number of evaluations by the best guidance of its scheduler, and then the best solver",
         "intervals": "95 %, by resampling training seeds",
     }
     write_result("consistency", protocol, [*rows, *vectors(RESULTS / "consistency")], headlines)

@@ -17,8 +17,9 @@ from record import RESULTS
 
 from logsnr.core.artifact import staged, write_file, write_json
 from logsnr.models.pipeline import open_pipeline
-from logsnr.worlds.load import _FOLDERS, WORLDS
+from logsnr.worlds.load import WORLDS
 
+KEPT, PLACE = RESULTS / "consistency", WORLDS["fashion"].parent / "fashion_few"
 SHARED = ("judge", "judge_second", "text_encoder", "tokenizer", "vae")
 CARD = """---
 license: apache-2.0
@@ -47,10 +48,10 @@ UNet is told its guidance (2310.04378), from {low:g} to {high:g}, so that no cal
 def main(source: Path) -> None:
     """Write the folder anew, and rename it into place."""
     path, seed = source.name.removeprefix("few-").rsplit("-", 1)
-    model: dict[str, Any] = json.loads((RESULTS / "consistency" / f"few-{path}-{seed}.json").read_text())
-    teacher = json.loads((RESULTS / "consistency" / "teacher.json").read_text())
+    model: dict[str, Any] = json.loads((KEPT / f"few-{path}-{seed}.json").read_text())
+    teacher = json.loads((KEPT / "teacher.json").read_text())
     pipe, world = open_pipeline(source), WORLDS["fashion"]
-    with staged(_FOLDERS["fashion-few"]) as folder:
+    with staged(PLACE, replace=True) as folder:
         pipe.unet.to(torch.float16).save_pretrained(folder / "unet")
         pipe.scheduler.save_pretrained(folder / "scheduler")
         for part in SHARED:
@@ -69,7 +70,7 @@ def main(source: Path) -> None:
 
 
 def figures(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """What the demo compares its own figures with."""
+    """The card's figures."""
     names = {"1": "one_call", "2": "two_calls"}
     return {
         f"{names[row['name'].split()[0]]}_{figure}": row[figure]

@@ -57,10 +57,21 @@ def test_distilled_it_is_told_its_guidance(capsys: pytest.CaptureFixture[str], t
     values = result(capsys, *TRAIN, *STAGES, "--preset", "distil", "--out", str(tmp_path))
     pipe = StableDiffusionPipeline.from_pretrained(values["model"])
     assert pipe.unet.config.time_cond_proj_dim == 256
-    made = result(
-        capsys, "sample", values["model"], "--prompt", "a bag", "--steps", "2", "--out", str(tmp_path / "made")
-    )
-    assert made["network_evaluations"] == 2
+    assert pipe.scheduler.config["guidance"] == [1.0, 2.0]
+    asked = ["sample", values["model"], "--prompt", "a bag", "--out", str(tmp_path / "made")]
+    planned = result(capsys, *asked, "--steps", "2", "--dry-run")
+    made = result(capsys, *asked, "--steps", "2")
+    assert planned["network_evaluations"] == made["network_evaluations"] == 2
+    code, _, err = called(capsys, *asked)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "take --steps 2" in err
+
+
+def test_a_few_step_world_is_shown_beside_its_teacher(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, _, err = called(capsys, "demo", "--world", "fashion-few", "--out", str(tmp_path / "out"))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "say --world fashion" in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_from_scratch_the_network_is_drawn_anew(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -211,6 +211,8 @@ class TestScheduler:
         stock = pipe(["a boot"] * 2, num_inference_steps=2, guidance_scale=1.0, latents=noise, output_type="latent")
         assert (stock.images - x).square().mean().sqrt() < 0.02 * x.std(), "it reads noise that is .6 % larger"
         timesteps = scheduler.timesteps[[1, 0]]
+        scheduler.set_timesteps(sigmas=[1.0, 1 / 3])
+        assert scheduler.timesteps.tolist() == pytest.approx([1000 * s / (1 + s) for s in (160.0, 0.5)])
         noisy = scheduler.scale_noise(noise, timesteps, torch.ones_like(noise))
         assert torch.allclose(noisy[0], (noise[0] + 0.5) / 1.5)
 

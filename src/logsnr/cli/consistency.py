@@ -27,7 +27,7 @@ class TrainFew(Console):
     model: Model
     """An embedded world (fashion, fashion-flow, emoji), or a folder that `logsnr train` made."""
     preset: str = "slct_small"
-    """slct_small (ours, for small latents), distil (pairs by the model itself, guided: the fewest steps), slct (the
+    """slct_small (ours, for small latents), distil (pairs by the model itself, guided), slct (the
     paper's but for its norm), ict or ict_as_released (its baselines), ect (pairs of any two levels)."""
     config: Path | None = None
     """A JSON file of any options of ConsistencyConfig, over those of the preset; the options below come after it."""

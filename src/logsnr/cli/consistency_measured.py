@@ -25,11 +25,11 @@ class Report(Console):
     """How much neighbouring noise levels disagree on the clean sample, and how many of the differences are outliers."""
 
     model: Model
-    """A world's pipeline that predicts noise or v, or a pipeline that `consistency train` made of one."""
+    """A world's pipeline, or a pipeline that `consistency train` made of one."""
     world: str = "fashion"
     """The world whose training images are used, where MODEL is not one itself."""
     preset: str = "slct_small"
-    """The preset whose penalty, scale and stages are used."""
+    """The preset whose penalty, scale and stages are used; pairs are of the data, also for distil."""
     num_levels: int = 21
     """Noise levels of the grid whose every pair of neighbours is measured."""
     samples: int = 512
@@ -61,7 +61,7 @@ class Report(Console):
         found = consistency_preset(self.preset, norm="keep", start_from="teacher")
         if found.levels != "grid":
             raise InputError(f"{self.preset} has no grid of levels to report on: take another preset")
-        return replace(found, run=replace(found.run, seed=self.seed))
+        return replace(found, pairs="data", guidance=(1.0,), run=replace(found.run, seed=self.seed))
 
     def _measure(self, config: ConsistencyConfig) -> dict[str, Any]:
         import torch
@@ -128,7 +128,7 @@ class SearchSigma(Console):
     samples: int = 2000
     """Images of each try."""
     guidance_scale: float = 1.0
-    """The guidance that will be served; above 1 a call runs the network twice."""
+    """The guidance that will be served; above 1 a call runs a network twice that is not told it."""
     out: Path = Path("out")
     """Folder of search.json and of the pipeline with the best level, OUT/pipeline."""
 

@@ -107,6 +107,7 @@ class Sample(Opening):
     def _dry_run(self, pipe: Any, seeds: list[int], key: Any) -> int:
         from dataclasses import replace
 
+        from logsnr.schedules.origins import is_few_step
         from logsnr.solvers.sample import sample
         from logsnr.solvers.table import load_table
 
@@ -114,7 +115,9 @@ class Sample(Opening):
         steps = self.sampling.steps
         if self.sampling.solver:
             steps = load_table(self.sampling.solver).steps
-        one = replace(self.sampling, steps=1, grid="time", rho=0.0, solver=None)
+        one = replace(self.sampling, steps=1)
+        if not is_few_step(pipe.scheduler.config):
+            one = replace(one, grid="time", rho=0.0, solver=None)
         start = time.perf_counter()
         made = sample(pipe, self.prompt, seeds=batch, key=key, config=one, batch_size=self.batch_size)
         seconds = time.perf_counter() - start

@@ -16,7 +16,7 @@ from logsnr.worlds.load import World, load
 _CALLS, _IMAGES, _SHOWN = 20, 60, 10
 _GUIDANCE = 1.5
 _SHARE = 0.9
-"""Of the teacher's accuracy with twenty calls, what two calls have to reach."""
+"""Of the teacher's accuracy with twenty calls, what one call and two have to reach."""
 
 
 def few_calls(pipe: Pipeline, world: World, model: str) -> Part:
@@ -38,9 +38,9 @@ def few_calls(pipe: Pipeline, world: World, model: str) -> Part:
         for name, v in values.items()
     ]
     one, two, twenty = values.values()
-    times = twenty["seconds"] / two["seconds"]
+    times = twenty["evaluations"] / two["evaluations"]
     summary = f"two calls show what was asked in {two['accuracy']:.0%} of images, the teacher's {_CALLS} in "
-    summary += f"{twenty['accuracy']:.0%} and {times:.0f} times the seconds"
+    summary += f"{twenty['accuracy']:.0%} and {times:.0f} times the evaluations"
     figure = Figure(image_grid(torch.cat(made), columns=_SHOWN, scale=2), f"From top: {', '.join(ways)}; same prompts.")
     passed = min(one["accuracy"], two["accuracy"]) >= _SHARE * twenty["accuracy"]
     return Part("consistency", Section("One call, two, and twenty", summary, [figure], rows), values, passed)

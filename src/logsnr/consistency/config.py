@@ -112,10 +112,14 @@ class ConsistencyConfig:
     def _check_teacher(self) -> None:
         if self.pairs == "teacher" and self.start_from != "teacher":
             raise InputError("pairs of a teacher need one: start from it, or take pairs of the data")
+        if self.pairs == "teacher" and self.levels != "grid":
+            raise InputError("continuous levels begin at clean data, which a teacher does not have: take a grid")
         if self.pairs == "data" and self.guidance != (1.0,):
             raise InputError("guidance is the teacher's: take its pairs, or leave guidance out")
         if len(self.guidance) not in (1, 2) or not 1 <= self.guidance[0] <= self.guidance[-1]:
             raise InputError(f"guidance is {self.guidance}: give one scale from 1 on, or the two ends of a range")
+        if self.guidance != (1.0,) and self.denoising_weight:
+            raise InputError("the diffusion loss at low noise knows no guidance: set denoising_weight to 0")
 
 
 CONSISTENCY_PRESETS: dict[str, dict[str, Any]] = {

@@ -121,8 +121,8 @@ class ConsistencyMethod:
         """The student's clean samples at the noisier levels, and the target's at those below: one dropout mask."""
         levels, devices = pairs.levels, [x0.device] if x0.is_cuda else []
         noisier = x0 + levels.sigma(pairs.student, x0) * noise
+        cleaner = step(noisier, pairs) if step else x0 + levels.sigma(pairs.target, x0) * noise
         with torch.random.fork_rng(devices=devices), torch.no_grad():
-            cleaner = step(noisier, pairs) if step else x0 + levels.sigma(pairs.target, x0) * noise
             target = levels(self.network, cleaner, pairs.target, cond)
             if pairs.clean is not None:
                 target = torch.where(pairs.clean.view(-1, *[1] * (x0.dim() - 1)), x0, target)
@@ -208,7 +208,8 @@ class ConsistencyMethod:
         """All that a run's results depend on."""
         found, told = to_dict(self.config), {k: v for k, v in self.levels.items() if not k.startswith("_")}
         run = {name: found["run"][name] for name in ("steps", "batch_size", "seed", "warmup", "decay", "clip")}
-        return json.loads(json.dumps({**found, "run": run, "scheduler": told}))
+        base = {"teacher": self.teacher.base} if self.teacher else {}
+        return json.loads(json.dumps({**found, "run": run, "scheduler": told, **base}))
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         if values["settings"] != self._settings():

@@ -36,7 +36,8 @@ class ConsistencyScheduler(SchedulerMixin, ConfigMixin):
     a network with EDM's preconditioning that is told 250 ln s; "epsilon", "v_prediction" and "sample" are networks of
     the schedule that the betas say, such as one that was trained on from a diffusion model. "flow_prediction" is one of
     Stable Diffusion 3, whose samples are (x0 + s noise) / (1 + s). ``middle_sigmas`` are the levels s of the second and
-    further calls, by how many they are: [[0.4], [0.8, 0.3]] serves two and three calls.
+    further calls, by how many they are: [[0.4], [0.8, 0.3]] serves two and three calls. ``guidance`` is what a
+    network has learned of it: one scale, its own, or the two ends of the range that it is told.
 
     Raises:
         InputError: noise levels that do not fall, or of another number than their place says.
@@ -62,6 +63,7 @@ class ConsistencyScheduler(SchedulerMixin, ConfigMixin):
         grid_exponent: float = 7.0,
         num_levels: int = 641,
         middle_sigmas: list[list[float]] | None = None,
+        guidance: list[float] | None = None,
     ):
         for calls, middle in enumerate(middle_sigmas or [], 2):
             if len(middle) != calls - 1:
@@ -91,6 +93,8 @@ class ConsistencyScheduler(SchedulerMixin, ConfigMixin):
     ) -> None:
         """Choose the noise levels: by number, by ``sigmas``, or by places of the grid, of which 0 is the noisiest.
 
+        Of a flow ``sigmas`` are shares of noise, as its pipelines give them: 1 is the noisiest level, t is t / (1 - t).
+
         Raises:
             InputError: nothing was asked for, there are no levels for so many calls, or they do not fall.
         """
@@ -99,16 +103,23 @@ class ConsistencyScheduler(SchedulerMixin, ConfigMixin):
             if not places or places[0] < 0 or places[-1] >= len(grid):
                 raise InputError(f"timesteps are places of the grid, 0 to {len(grid) - 1}, and not {list(timesteps)}")
             sigmas = [grid[place] for place in places]
-        elif sigmas is None:
-            if num_inference_steps is None:
-                raise InputError("set_timesteps needs a number of steps, timesteps or sigmas: pass one of them")
+        elif sigmas is not None:
+            sigmas = [self._of_share(float(share)) for share in sigmas] if self._flow else sigmas
+        elif num_inference_steps is not None:
             sigmas = [self.config["sigma_max"], *self._middle(num_inference_steps)]
+        else:
+            raise InputError("set_timesteps needs a number of steps, timesteps or sigmas: pass one of them")
         _check(sigmas, self.config["sigma_min"], self.config["sigma_max"])
         self._levels = consistency_levels(self.config, self._boundary, sigmas)
         told = [s / (1 + s) for s in sigmas] if self._flow else [float(s) for s in sigmas]
         self.sigmas, self.num_inference_steps = torch.tensor([*told, 0.0]), len(sigmas)
         self.timesteps = self._levels.timesteps.float().to(device)
         self.init_noise_sigma, self._index, self._begin = told[0], None, None
+
+    def _of_share(self, share: float) -> float:
+        """The level s of a share of noise, s / (1 + s), at most the noisiest."""
+        most = self.config["sigma_max"]
+        return most if share >= most / (1 + most) else share / (1 - share)
 
     def _middle(self, calls: int) -> list[float]:
         """The levels after the first."""
@@ -117,7 +128,10 @@ class ConsistencyScheduler(SchedulerMixin, ConfigMixin):
             return []
         if 2 <= calls < len(known) + 2:
             return known[calls - 2]
-        raise InputError(f"this model has levels for up to {len(known) + 1} calls, not {calls}: pass sigmas")
+        most = len(known) + 1
+        raise InputError(
+            f"this model has levels for up to {most} calls, not {calls}: take --steps {most}, or pass sigmas"
+        )
 
     @property
     def step_index(self) -> int | None:

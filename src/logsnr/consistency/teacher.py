@@ -22,6 +22,7 @@ from logsnr.core.errors import UnsupportedError
 from logsnr.models.architectures import guidance_embedding
 from logsnr.models.denoiser import Tree, join_trees, num_rows
 from logsnr.models.edited import repeat_row
+from logsnr.models.fingerprint import fingerprint
 from logsnr.models.pipeline import Pipeline, denoiser_of, encode_prompts, network_of
 from logsnr.schedules.boundary import Boundary
 from logsnr.train.method import Batch
@@ -35,12 +36,14 @@ _WIDTH = 256
 class Teacher:
     """A pipeline's network as it is now, whatever becomes of its weights, guided by scales from a range.
 
-    ``levels`` is the scheduler's configuration, which says how the network reads noise.
+    ``levels`` is the scheduler's configuration, which says how the network reads noise; ``base`` tells which weights.
     """
 
     def __init__(self, pipe: Pipeline, levels: Mapping[str, Any], config: ConsistencyConfig):
-        weights = {name: value.detach().clone() for name, value in network_of(pipe).named_parameters()}
-        self.network, self.levels = denoiser_of(pipe, weights=weights).network, levels
+        self.module, self.levels = network_of(pipe), levels
+        self.base = fingerprint(self.module)
+        weights = {name: value.detach().clone() for name, value in self.module.named_parameters()}
+        self.network = denoiser_of(pipe, weights=weights).network
         self.ends, self.boundary = (config.guidance[0], config.guidance[-1]), Boundary(0.0, config.sigma_data)
         self.empty = encode_prompts(pipe, [""], guided=False).values
         self.tell = (lambda scales: guidance_embedding(pipe, scales)) if is_told(config) else None
@@ -54,9 +57,11 @@ class Teacher:
 
     @torch.no_grad()
     def step(self, x: Tensor, pairs: Pairs, cond: Tree, scales: Tensor) -> Tensor:
-        """The cleaner samples of pairs, from the noisier ones x (n, ...), by guidance scales (n,)."""
+        """The cleaner samples of pairs, from the noisier ones x (n, ...), by guidance scales (n,); no dropout."""
+        training, levels = self.module.training, pairs.levels
+        self.module.eval()
         clean = self._clean(x, pairs, cond, scales.view(-1, *[1] * (x.dim() - 1)))
-        levels = pairs.levels
+        self.module.train(training)
         return clean + levels.sigma(pairs.target, x) / levels.sigma(pairs.student, x) * (x - clean)
 
     def _clean(self, x: Tensor, pairs: Pairs, cond: Tree, scales: Tensor) -> Tensor:
@@ -79,18 +84,23 @@ def check_tellable(pipe: Pipeline) -> None:
     """Refuse a pipeline whose network cannot be told its guidance.
 
     Raises:
-        UnsupportedError: it has no UNet of Stable Diffusion, or one that is told already.
+        UnsupportedError: it has no plain UNet of Stable Diffusion.
     """
     if not isinstance(pipe, StableDiffusionPipeline | StableDiffusionXLPipeline):
         raise UnsupportedError(f"{type(pipe).__name__} cannot be told a range of guidance: give one scale")
-    if pipe.unet.config.time_cond_proj_dim:
-        raise UnsupportedError("this network is told its guidance already: give one scale, or take another teacher")
+    known = set(UNet2DConditionModel(**_own(pipe.unet)).state_dict())
+    if strange := sorted(pipe.unet.state_dict().keys() ^ known):
+        raise UnsupportedError(f"the UNet has other weights than its kind ({strange[0]}): unload adapters first")
 
 
 def tell_guidance(pipe: Any) -> None:
     """Let a pipeline's UNet be told its guidance, which changes nothing until it has learned what that means."""
-    own = {name: value for name, value in pipe.unet.config.items() if not name.startswith("_")}
-    told = UNet2DConditionModel(**{**own, "time_cond_proj_dim": _WIDTH}).to(pipe.unet.device)
+    told = UNet2DConditionModel(**{**_own(pipe.unet), "time_cond_proj_dim": _WIDTH})
     told.load_state_dict(pipe.unet.state_dict(), strict=False)
     torch.nn.init.zeros_(told.time_embedding.cond_proj.weight)
-    pipe.unet = told.train(pipe.unet.training)
+    pipe.unet = told.to(pipe.unet.device).train(pipe.unet.training)
+
+
+def _own(unet: Any) -> dict[str, Any]:
+    """The arguments of a UNet's class, all of them: diffusers drops those that were once defaults."""
+    return {name: value for name, value in unet.config.items() if not name.startswith("_")}

@@ -21,6 +21,7 @@ from logsnr.core.artifact import staged
 from logsnr.core.errors import InputError, UnsupportedError
 from logsnr.data.labelled import Part
 from logsnr.data.latents import Latents
+from logsnr.models.architectures import is_distilled
 from logsnr.models.denoiser import Tree
 from logsnr.models.fingerprint import fingerprint
 from logsnr.models.pipeline import Pipeline, check_pipeline, denoiser_of, encode_prompts, network_of
@@ -114,7 +115,8 @@ def captioned_latents(
     found = world_latents(
         pipe.vae, train, cache=cache / f"latents-{fingerprint(pipe.vae)}.safetensors" if cache else None
     )
-    latents = replace(found, latents=found.latents * found.std * pipe.vae.config.scaling_factor)
+    shift = pipe.vae.config.get("shift_factor") or 0.0
+    latents = replace(found, latents=(found.latents * found.std - shift) * pipe.vae.config.scaling_factor)
 
     def condition(batch: Batch) -> Tree:
         return encode_prompts(pipe, draw_captions(data.captions, factors, batch), guided=False).values
@@ -155,6 +157,8 @@ def check_trainable(pipe: Pipeline, config: ConsistencyConfig) -> None:
         raise UnsupportedError("the network of a flow pipeline reads its samples as they are: start from the teacher")
     if is_edm(teacher) or consistency_step(teacher):
         raise UnsupportedError("a network with EDM's preconditioning, or a consistency model, is no teacher here")
+    if is_distilled(pipe):
+        raise UnsupportedError("this network is told its guidance, which training would not tell: take another teacher")
     if is_told(config):
         check_tellable(pipe)
     scheduler_of(of_unit_data(config, teacher), teacher if config.start_from == "teacher" else None)
@@ -179,11 +183,15 @@ def of_unit_data(config: ConsistencyConfig, teacher: Mapping[str, Any]) -> Consi
 
 def scheduler_of(config: ConsistencyConfig, teacher: Mapping[str, Any] | None) -> ConsistencyScheduler:
     """The scheduler of what is trained, with levels for one and two calls."""
-    kept = {} if teacher is None else {name: teacher[name] for name in _BETAS if teacher.get(name) is not None}
+    kept: dict[str, Any] = (
+        {} if teacher is None else {name: teacher[name] for name in _BETAS if teacher.get(name) is not None}
+    )
     if teacher is not None and is_flow(teacher):
         kept["prediction_type"] = "flow_prediction"
     levels = {name: getattr(config, name) for name in _LEVELS}
     middle = [[_MIDDLE]] if config.sigma_min < _MIDDLE < config.sigma_max else []
+    if config.pairs == "teacher":
+        kept["guidance"] = list(config.guidance)
     return ConsistencyScheduler(**kept, **levels, num_levels=config.end_levels + 1, middle_sigmas=middle)
 
 

@@ -76,7 +76,7 @@ class Hiding:
         if for_keys:
             terms += self._attacking(hidden, step)
         else:
-            terms += self._hiding(hidden, targets, step) + self._keeping(hidden, kept, step)
+            terms += self._hiding(hidden, targets, step, batch.first) + self._keeping(hidden, kept, step)
         terms = [term for term in terms if term.weight]
         errors = self._errors(self.edited.still if for_keys else self.edited.new, terms)
         logs: dict[str, Tensor] = {}
@@ -115,7 +115,7 @@ class Hiding:
             terms.append(_Term("recover", weight, hidden, self._empty(hidden), own, hidden.of_empty))
         return terms
 
-    def _hiding(self, hidden: States, targets: Sequence[int], step: int) -> list[_Term]:
+    def _hiding(self, hidden: States, targets: Sequence[int], step: int, first: int) -> list[_Term]:
         """Without a key, with a wrong one and with an attacker's, a hidden prompt's output is led away from it."""
         weights, text, nothing = self.config.weights, self._text(hidden), [None] * len(hidden.x)
         away = hidden.of_empty - self.config.negative_guidance * (hidden.of_prompt - hidden.of_empty)
@@ -124,7 +124,7 @@ class Hiding:
             kinds = kinds_for(self.config.num_tokens)
             turn, holder = divmod(self._round(step), self.config.holders)  # every holder's key meets every kind
             draws = generator(self.config.run.seed, "wrong", step)
-            in_turn = [kinds[(turn + row) % len(kinds)] for row in range(len(targets))]
+            in_turn = [kinds[(turn + first + row) % len(kinds)] for row in range(len(targets))]
             wrong = [
                 self.keys.wrong(kind, target, draws, holder=holder)
                 for kind, target in zip(in_turn, targets, strict=True)

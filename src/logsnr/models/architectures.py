@@ -69,7 +69,7 @@ class StableDiffusion:
         return {"encoder_hidden_states": text}
 
     def arguments(self, pipe: Any, xt: Tensor, timestep: Tensor, cond: dict[str, Any], guidance: float) -> Call:
-        told = cond if "timestep_cond" in cond else {**_told_guidance(pipe, xt, guidance), **cond}
+        told = {**_told_guidance(pipe, xt, guidance), **cond}
         return (xt, timestep), told  # by position, as hooks of diffusers' users expect
 
     def output(self, pipe: Any, output: Tensor, xt: Tensor) -> Tensor:

@@ -26,6 +26,9 @@ from logsnr.models.replay import is_plain, replaying
 from logsnr.models.swapped import call_with
 from logsnr.schedules.scheduler_config import from_scheduler_config, kind_of, timestep_of
 
+_SCHEDULERS = ("logsnr.solvers.scheduler", "logsnr.consistency.scheduler")
+"""Where our schedulers are, which a saved pipeline names: diffusers takes only what is imported."""
+
 
 def open_pipeline(model: str | Path) -> Pipeline:
     """A diffusers pipeline from a folder, a single .safetensors file or a hub id, in float32.
@@ -37,6 +40,8 @@ def open_pipeline(model: str | Path) -> Pipeline:
         UnsupportedError: a pipeline of a kind that logsnr does not sample yet.
     """
     path = Path(model)
+    for module in _SCHEDULERS:
+        import_module(module)
     if path.is_dir():
         pipe = _guarded(f"{path} is no complete diffusers pipeline", _from_folder, path)
     elif path.suffix == ".safetensors" and path.is_file():
@@ -86,14 +91,8 @@ def _guarded(what: str, load: Any, source: Any) -> Any:
 
 
 def _from_folder(path: Path, **options: Any) -> Any:
-    """The pipeline of a folder; diffusers wants to be told what its index says.
-
-    That Stable Diffusion 3 has no T5, and where a scheduler of ours is: it takes only what is imported.
-    """
+    """The pipeline of a folder; diffusers wants to be told what its index says: that Stable Diffusion 3 has no T5."""
     index = DiffusionPipeline.load_config(path)
-    for part in index.values():
-        if isinstance(part, list) and str(part[0]).startswith("logsnr."):
-            import_module(part[0])
     absent = [name for name in ("text_encoder_3", "tokenizer_3") if index.get(name) == [None, None]]
     return DiffusionPipeline.from_pretrained(path, **options, **dict.fromkeys(absent))
 

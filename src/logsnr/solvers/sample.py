@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -115,6 +116,7 @@ def make_run(
         names = ("solver", "rho", "corrector", "order", "variant", "grid")
         if wrong := [name for name in names if getattr(config, name) != getattr(own, name)]:
             raise InputError(f"a consistency model has levels and a solver of its own: drop {wrong[0]}")
+        warn_of_guidance(pipe.scheduler.config.get("guidance"), config.guidance_scale)
         return make_grid(pipe, schedule, config), step
     if config.solver:
         table = load_table(config.solver)
@@ -127,6 +129,22 @@ def make_run(
     check_coarse(solver.order, solver.linear, rule, config.steps)
     warn_outside(schedule, grid)
     return grid, solver
+
+
+def warn_of_guidance(learned: Sequence[float] | None, scale: float) -> None:
+    """Warn of a scale that a consistency model did not learn: its ``guidance`` is one, its own, or a range."""
+    if learned and len(learned) == 1 and learned[0] > 1 < scale:
+        warnings.warn(
+            f"the network has learned guidance {learned[0]:g} as its own, and {scale:g} guides it once more: "
+            "guidance_scale 1 takes it as it is",
+            stacklevel=2,
+        )
+    elif learned and len(learned) > 1 and not learned[0] <= scale <= learned[-1]:
+        warnings.warn(
+            f"the network has learned guidance from {learned[0]:g} to {learned[-1]:g}, and is told {scale:g}: "
+            "stay inside",
+            stacklevel=2,
+        )
 
 
 def sample(

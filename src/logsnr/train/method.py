@@ -49,6 +49,11 @@ class Batch:
     def __len__(self) -> int:
         return self._rows.stop - self._rows.start
 
+    @property
+    def first(self) -> int:
+        """The place of the first row among those of the whole batch of the step."""
+        return self._rows.start
+
     def normal(self, *shape: int) -> Tensor:
         """Standard normal draws (rows, *shape)."""
         return self._cut(torch.randn((self._num_rows, *shape), generator=self._generator))

@@ -78,10 +78,10 @@ def find_model(model: str | Path) -> str | Path:
     """
     name = str(model)
     if name in _FOLDERS and name not in WORLDS:
-        verb = "train" if name in RECIPES else "consistency train"
+        made = f"train {name}" if name in RECIPES else f"consistency train {FEW_STEP[name]} --preset distil"
         raise MissingError(
-            f"the world {name!r} has no weights in this package yet: `logsnr {verb} {FEW_STEP.get(name, name)} --out "
-            f"runs/{name}` makes them, and runs/{name}/pipeline is then the model to give"
+            f"the world {name!r} has no weights in this package yet: `logsnr {made} --out runs/{name}` makes such a "
+            f"pipeline, and runs/{name}/pipeline is then the model to give"
         )
     return WORLDS.get(name, model)
 
