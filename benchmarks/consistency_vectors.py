@@ -7,7 +7,8 @@ Contaminated, 2 % of the entries, or of whole samples, are drawn from Student's 
 Networks are residual perceptrons with one norm a block. Every row has the same network, data, steps and learning rate.
 Distances are to held-out data of the same kind and to clean data: Frechet distance of the vectors themselves and sliced
 Wasserstein distance, after one call and after two; to contaminated data the former has no finite limit, for the
-outliers' variance has none. What is done is kept in results/consistency/.
+outliers' variance has none. The row "mean flow" is another method on the same terms. What is done is kept in
+results/consistency/.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from meanflow import MeanFlow
+from meanflow import generated as flown
 from record import RESULTS
 from torch import Tensor, nn
 
@@ -38,8 +41,9 @@ from logsnr.schedules.boundary import Boundary
 from logsnr.train.config import FitConfig
 from logsnr.train.loop import fit
 
+RATE = 3e-4
 KEPT = RESULTS / "consistency"
-MODES, HELD_OUT, MIDDLE = 12, 10_000, 0.37
+MODES, TRAINED, HELD_OUT, MIDDLE = 12, 50_000, 10_000, 0.37
 _NEVER = 1e9
 """Gradients are measured, and never clipped."""
 FULL: dict[str, Any] = {"coupling": "plain", "scale": "fit", "norm": "nsln", "denoising_weight": 5.0}
@@ -77,6 +81,7 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 MAIN = ("huber, scale of iCT", "huber, as released", "cauchy", "full")
 """The rows of all cells but the main one."""
+MEAN_FLOW = "mean flow"
 
 
 @dataclass(frozen=True)
@@ -133,10 +138,10 @@ class Vectors:
 class Perceptron(nn.Module):
     """Residual blocks of width 256 that read the time, each with a norm that ``replace_norms`` finds."""
 
-    def __init__(self, dimension: int, width: int = 256, depth: int = 3):
+    def __init__(self, dimension: int, width: int = 256, depth: int = 3, times: int = 1):
         super().__init__()
         self.first, self.last = nn.Linear(dimension, width), nn.Linear(width, dimension)
-        self.time = nn.Sequential(nn.Linear(32, width), nn.SiLU())
+        self.time = nn.Sequential(nn.Linear(32 * times, width), nn.SiLU())
         self.norms = nn.ModuleList(nn.GroupNorm(8, width) for _ in range(depth))
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)) for _ in range(depth)
@@ -144,18 +149,22 @@ class Perceptron(nn.Module):
 
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
         rates = torch.logspace(-3, 0, 16, device=x.device)
-        waves = timesteps[:, None] * rates / 16
+        waves = (timesteps.view(len(x), -1, 1) * rates / 16).flatten(1)
         h = self.first(x) + self.time(torch.cat([waves.sin(), waves.cos()], 1))
         for norm, block in zip(self.norms, self.blocks, strict=True):
             h = h + block(norm(h[..., None])[..., 0])
         return self.last(h)
 
 
+def run_of(seed: int, steps: int) -> FitConfig:
+    """How every row is trained."""
+    return FitConfig(steps=steps, batch_size=128, warmup=0, clip=_NEVER, seed=seed, cpu=True, log_every=20)
+
+
 def config_of(row: str, cell: Cell, seed: int, steps: int) -> ConsistencyConfig:
     """What is trained."""
-    run = FitConfig(steps=steps, batch_size=128, warmup=0, clip=_NEVER, seed=seed, cpu=True, log_every=20)
-    options = {"start_from": "scratch", "end_levels": cell.end_levels, "start_levels": 10, "learning_rate": 3e-4}
-    return replace(consistency_preset("slct"), **{**options, **ROWS[row], "run": run})
+    options = {"start_from": "scratch", "end_levels": cell.end_levels, "start_levels": 10, "learning_rate": RATE}
+    return replace(consistency_preset("slct"), **{**options, **ROWS[row], "run": run_of(seed, steps)})
 
 
 def train(config: ConsistencyConfig, cell: Cell) -> tuple[ConsistencyMethod, list[float]]:
@@ -164,7 +173,7 @@ def train(config: ConsistencyConfig, cell: Cell) -> tuple[ConsistencyMethod, lis
     network = Perceptron(cell.dimension)
     if config.norm != "keep":
         replace_norms(network, config.norm, (torch.zeros(2, cell.dimension), torch.zeros(2)))
-    data = Vectors(cell, 50_000, 1000 + config.run.seed)
+    data = Vectors(cell, TRAINED, 1000 + config.run.seed)
     told = scheduler_of(replace(config, norm="keep"), None).config
     method = ConsistencyMethod(network, network, told, data, config)
     norms = [float(found.logs["gradient_norm"]) for found in fit(method, data, config.run) if found.logs]
@@ -200,23 +209,44 @@ def modes_found(made: Tensor, clean: Vectors) -> int:
     return int((counts > len(made) / MODES / 4).sum())
 
 
+def compared(made: Tensor, cell: Cell) -> dict[str, Any]:
+    """Samples against held-out data of their kind and against clean data."""
+    real, clean = Vectors(cell, HELD_OUT, 500_000), Vectors(replace(cell, contamination="none"), HELD_OUT, 500_001)
+    finite = bool(made.isfinite().all())
+    return {
+        "to_own": distances(made, real.latent) if finite else None,
+        "to_clean": distances(made, clean.latent) if finite else None,
+        "modes": modes_found(made, clean) if finite else 0,
+    }
+
+
+def measure_mean_flow(name: str, seed: int, steps: int) -> dict[str, Any]:
+    """MeanFlow with the same network, but for a second time that it is told, data, steps and learning rate."""
+    cell, start = CELLS[name], time.monotonic()
+    torch.manual_seed(seed)
+    method = MeanFlow(Perceptron(cell.dimension, times=2), steps, RATE)
+    for _ in fit(method, Vectors(cell, TRAINED, 1000 + seed), run_of(seed, steps)):
+        pass
+    seconds, network = time.monotonic() - start, method.average.network.eval()
+    noise = torch.randn(HELD_OUT, cell.dimension, generator=generator(900_000, "generated"))
+    found = {
+        calls: compared(flown(network, noise, times), cell) for calls, times in (("one", [1.0]), ("two", [1.0, 0.5]))
+    }
+    told = {"row": MEAN_FLOW, "cell": name, "seed": seed, "steps": steps, "diverged": not found["one"]["to_own"]}
+    return {**told, "seconds": round(seconds, 1), **found}
+
+
 def measure(row: str, name: str, seed: int, steps: int) -> dict[str, Any]:
     """Train one row on one cell with one seed, and measure it."""
+    if row == MEAN_FLOW:
+        return measure_mean_flow(name, seed, steps)
     cell, start = CELLS[name], time.monotonic()
     config = config_of(row, cell, seed, steps)
     method, norms = train(config, cell)
     seconds = time.monotonic() - start
     method.module = method.network = next(iter(method.averages.values())).network
-    real, clean = Vectors(cell, HELD_OUT, 500_000), Vectors(replace(cell, contamination="none"), HELD_OUT, 500_001)
-    found: dict[str, Any] = {}
-    for calls, sigmas in (("one", [config.sigma_max]), ("two", [config.sigma_max, MIDDLE])):
-        made = generated(method, sigmas, 900_000)
-        finite = bool(made.isfinite().all())
-        found[calls] = {
-            "to_own": distances(made, real.latent) if finite else None,
-            "to_clean": distances(made, clean.latent) if finite else None,
-            "modes": modes_found(made, clean) if finite else 0,
-        }
+    levels = {"one": [config.sigma_max], "two": [config.sigma_max, MIDDLE]}
+    found = {calls: compared(generated(method, sigmas, 900_000), cell) for calls, sigmas in levels.items()}
     rows = list(level_rows(method, 21, 512)) if found["one"]["to_own"] else []
     return {
         "row": row,
@@ -234,7 +264,7 @@ def measure(row: str, name: str, seed: int, steps: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS))
+    parser.add_argument("--rows", nargs="+", choices=[*ROWS, MEAN_FLOW])
     parser.add_argument("--cells", nargs="+", choices=list(CELLS), default=["main"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--steps", type=int, default=20_000)
@@ -243,7 +273,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in options.cells:
         for seed in options.seeds:
-            for row in options.rows or (ROWS if name == "main" else MAIN):
+            for row in options.rows or ([*ROWS, MEAN_FLOW] if name == "main" else MAIN):
                 told = f"vectors-{name}-{row}-{seed}".replace(" ", "_").replace(",", "").replace("+", "plus")
                 place = options.out / f"{told}.json"
                 if not place.exists():

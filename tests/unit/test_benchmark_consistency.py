@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -56,6 +57,35 @@ def test_a_short_run_is_kept(vectors: Any, monkeypatch: pytest.MonkeyPatch, tmp_
     assert not found["diverged"]
     assert found["two"]["to_clean"]["sliced"] > 0
     assert found["gradient_p99"] > 0
+
+
+def test_the_mean_velocity_of_a_straight_flow_is_known(vectors: Any) -> None:
+    """x and n Gaussian: the flow is linear, and so is its mean velocity; its derivative is by finite differences."""
+    meanflow = importlib.import_module("meanflow")
+
+    def network(z: Any, times: Any) -> Any:
+        return z * times[:, :1] ** 2 + times[:, 1:].sin()
+
+    z, v = (torch.randn(5, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in (0, 1))
+    r, t, step = torch.full((5,), 0.2).double(), torch.full((5,), 0.7).double(), 1e-6
+
+    def at(z: Any, t: Any) -> Any:
+        return network(z, torch.stack([t, t - r], 1))
+
+    mean, slope = meanflow.mean_velocity(network, z, r, t, v)
+    assert torch.equal(mean, at(z, t))
+    ahead, behind = (at(z + sign * step * v, t + sign * step) for sign in (1, -1))
+    assert torch.allclose(slope, (ahead - behind) / (2 * step), atol=1e-8)
+    steady = meanflow.generated(lambda z, times: torch.ones_like(z), torch.zeros(2, 3), [1.0, 0.4])
+    assert torch.allclose(steady, torch.full((2, 3), -0.5)), "a unit velocity goes as far as there is time"
+
+
+def test_mean_flow_is_a_row_like_the_others(vectors: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(vectors, "HELD_OUT", 1000)
+    short = vectors.measure("mean flow", "narrow", 100, 20)
+    longer = vectors.measure("mean flow", "narrow", 100, 400)
+    assert not short["diverged"]
+    assert longer["one"]["to_clean"]["sliced"] < 0.8 * short["one"]["to_clean"]["sliced"]
 
 
 def test_headlines_are_ratios_to_the_teacher(
