@@ -116,6 +116,8 @@ def test_a_unet_that_is_told_its_guidance_is_called_once_a_step_as_its_pipeline_
         assert ours.network_evaluations == 5 * len(SEEDS)
         found.append(stock)
     assert (found[0] - found[1]).abs().max() > 1e-3 * found[0].abs().max()
+    with pytest.raises(UnsupportedError, match="leave the negative prompt out"):
+        sample(pipe, PROMPTS, seeds=SEEDS, config=SampleConfig(steps=5, negative="a bag"))
 
 
 @pytest.mark.parametrize("distilled", [False, True])

@@ -54,10 +54,10 @@ def _devices() -> dict[str, Any]:
 def _data() -> dict[str, str]:
     from logsnr.data.emoji_drawings import find_fluent, find_noto, find_twemoji
     from logsnr.data.fashion import find_fashion
-    from logsnr.worlds.config import FEW_STEP, RECIPES
-    from logsnr.worlds.load import find_model
+    from logsnr.worlds.config import RECIPES
+    from logsnr.worlds.load import WORLDS, find_model
 
-    places = {f"world {name}": partial(find_model, name) for name in (*RECIPES, *FEW_STEP)}
+    places = {f"world {name}": partial(find_model, name) for name in dict.fromkeys((*RECIPES, *WORLDS))}
     places |= {"fashion-mnist": find_fashion, "twemoji": find_twemoji, "noto": find_noto, "fluent": find_fluent}
     return {name: _place(find) for name, find in places.items()}
 

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from logsnr.core.errors import InputError
+from logsnr.core.errors import InputError, UnsupportedError
 from logsnr.core.types import Denoiser, Level, Prediction, Solver
+from logsnr.models.architectures import is_distilled
 from logsnr.models.fingerprint import fingerprint
 from logsnr.models.guidance import SAFE, SafeGuidance
 from logsnr.models.pipeline import (
@@ -166,6 +167,7 @@ def sample(
 
     Raises:
         InputError: no seeds, or prompts, seeds, latents and keys differ in number or shape.
+        UnsupportedError: a negative prompt or safe guidance for a network that guides itself.
     """
     config = config or SampleConfig()
     prompts = [prompt] * len(seeds) if isinstance(prompt, str) else list(prompt)
@@ -178,6 +180,8 @@ def sample(
     safe = SafeGuidance(SAFE[config.safe]) if config.safe != "none" else None
     negative, avoided = ("", config.negative) if safe else (config.negative, None)
     denoiser = denoiser_of(pipe, guidance_scale=config.guidance_scale, safe=safe, replay=True)
+    if negative and is_distilled(pipe):
+        raise UnsupportedError(f"{type(pipe).__name__} guides itself by one prompt: leave the negative prompt out")
     grid, solver = make_run(pipe, denoiser.schedule, config)
     check_start(denoiser.kind, grid[0])
     shape, parts = latent_shape(pipe), []
