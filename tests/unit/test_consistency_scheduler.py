@@ -233,7 +233,7 @@ class TestScheduler:
         with pytest.raises(UnsupportedError, match="attack the model that it was trained from"):
             attack(sought, sought, nothing, AttackConfig())
         with pytest.raises(UnsupportedError, match="measure the model that it was trained from"):
-            pipeline_information(pipe, nothing, nothing, nothing, InformationConfig())
+            pipeline_information(pipe, nothing, range(10_000), nothing, InformationConfig())
         with pytest.raises(UnsupportedError, match="no step weights"):
             logsnr.explain(pipe, config=logsnr.SampleConfig(steps=1))
 

@@ -115,9 +115,10 @@ class Sample(Opening):
         steps = self.sampling.steps
         if self.sampling.solver:
             steps = load_table(self.sampling.solver).steps
-        one = replace(self.sampling, steps=1)
-        if not is_few_step(pipe.scheduler.config):
-            one = replace(one, grid="time", rho=0.0, solver=None)
+        if is_few_step(pipe.scheduler.config):
+            one = replace(self.sampling, steps=1)
+        else:
+            one = replace(self.sampling, steps=1, grid="time", rho=0.0, solver=None)
         start = time.perf_counter()
         made = sample(pipe, self.prompt, seeds=batch, key=key, config=one, batch_size=self.batch_size)
         seconds = time.perf_counter() - start

@@ -39,8 +39,8 @@ def pipeline_information(
         InputError: too few calls or test images for one batch, refused before anything is encoded.
         UnsupportedError: the network is a consistency model.
     """
-    refuse_few_step(pipe.scheduler.config, "measure the model that it was trained from")
     needed = _needed(config, len(test))
+    refuse_few_step(pipe.scheduler.config, "measure the model that it was trained from")
     denoiser = denoiser_of(pipe, replay=True)
     picks = torch.randperm(len(train), generator=generator(config.seed, "reference"))[:REFERENCE_IMAGES]
     rows = torch.randperm(len(test), generator=generator(config.seed, "data"))[:needed]
