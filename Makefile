@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE := 1
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types layers dependencies docs data clean
+.PHONY: help demo test test-ray lint types layers dependencies docs data clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -22,6 +22,9 @@ demo: .venv/.stamp data ## Sample, judge and verify the embedded models into out
 
 test: lint types layers dependencies data ## Every check, then every test
 	$(BIN)/python -m pytest
+
+test-ray: .venv/.stamp-ray data ## The server as a Ray Serve deployment, in an environment of its own
+	.venv-ray/bin/python -m pytest tests/e2e/test_ray_serve.py
 
 lint: .venv/.stamp ## Style and formatting
 	$(BIN)/ruff check .
@@ -42,7 +45,7 @@ docs: .venv/.stamp-docs ## The documentation site, into site
 benchmark-%: .venv/.stamp data ## Run benchmarks/NAME.py, which writes benchmarks/results/NAME.json
 	$(BIN)/python benchmarks/$*.py
 
-data: ## Install Fashion-MNIST, the drawings of emoji and age where that is possible, or say how to get them
+data: ## Install Fashion-MNIST, the drawings of emoji, age and Chromium where that is possible, or say how to get them
 	@for place in "$$LOGSNR_DATA" /usr/share/datasets/fashion-mnist; do \
 	  for folder in "$$place" "$$place/fashion-mnist" "$$place/FashionMNIST/raw"; do \
 	    ls "$$folder"/t10k-labels-idx1-ubyte* >/dev/null 2>&1 && exit 0; \
@@ -60,6 +63,10 @@ data: ## Install Fashion-MNIST, the drawings of emoji and age where that is poss
 	@command -v age >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update \
 	  && DEBIAN_FRONTEND=noninteractive apt-get install -y age; } \
 	  || echo "age is not installed: the test that opens key files with it is skipped"
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { [ "$$(id -u)" = 0 ] \
+	  && command -v apt-get >/dev/null && apt-get update \
+	  && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium; } \
+	  || echo "Chromium is not installed: the tests of the page in a browser are skipped"
 	@for folder in "$$LOGSNR_DATA" .venv/share/logsnr; do \
 	  [ -e "$$folder/node_modules/$(FLUENT)/icons.json" ] && exit 0; \
 	  [ -e "$$folder/$(notdir $(FLUENT))/icons.json" ] && exit 0; \
@@ -77,6 +84,11 @@ clean: ## Remove what the targets wrote, but not the environment
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet 'pip>=24.2'
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+.venv/.stamp-ray: .venv/.stamp
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python -m pip install --quiet -c constraints.txt -e '.[dev,ray]'
 	@touch $@
 
 .venv/.stamp-docs: .venv/.stamp

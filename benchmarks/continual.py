@@ -29,12 +29,12 @@ from logsnr.continual.learner import Learner
 from logsnr.core.artifact import write_json
 from logsnr.core.config import to_dict
 from logsnr.core.errors import InputError
+from logsnr.core.steps import finish
 from logsnr.data.digits import load_digits
 from logsnr.data.fashion import load_fashion
 from logsnr.data.mnist import load_mnist5k
 from logsnr.data.stream import make_stream, split_classes
 from logsnr.metrics.bounds import t_interval
-from logsnr.train.loop import finish
 
 KEPT, WORK = RESULTS / "continual", Path("runs") / "continual"
 TUNED = 100

@@ -19,6 +19,7 @@ from logsnr.consistency.teacher import Teacher, check_tellable, is_told, tell_gu
 from logsnr.consistency.train import check_trainable, consistency_train, of_unit_data, scheduler_of
 from logsnr.core.artifact import load_tensors
 from logsnr.core.errors import InputError, UnsupportedError
+from logsnr.core.steps import finish
 from logsnr.models.architectures import guidance_embedding
 from logsnr.models.denoiser import Conditioning
 from logsnr.models.edited import repeat_row
@@ -27,7 +28,6 @@ from logsnr.schedules.schedule import levels_of
 from logsnr.solvers.config import SampleConfig
 from logsnr.solvers.sample import sample
 from logsnr.train.config import FitConfig
-from logsnr.train.loop import finish
 from logsnr.train.method import Batch
 
 VP = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "epsilon"}

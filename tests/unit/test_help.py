@@ -14,6 +14,8 @@ VERBS = (
     "",
     "sample",
     "explain",
+    "serve",
+    "access",
     "information",
     "calibrate",
     "train",

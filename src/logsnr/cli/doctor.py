@@ -12,7 +12,7 @@ from typing import Any
 from logsnr.cli.console import Console
 
 _NEEDED = ("logsnr", "torch", "diffusers", "transformers", "accelerate", "safetensors", "tyro")
-_OPTIONAL = {"tensorboard": "track", "fastapi": "serve", "gradio": "serve", "torch-fidelity": "eval", "mkdocs": "docs"}
+_OPTIONAL = {"tensorboard": "track", "fastapi": "serve", "torch-fidelity": "eval", "mkdocs": "docs"}
 
 
 @dataclass(frozen=True, kw_only=True)

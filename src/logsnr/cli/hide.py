@@ -95,7 +95,7 @@ class Hide(Sealing):
 
     def _check(self, config: HideConfig) -> None:
         """Refuse, before any work, what could not be written in the end."""
-        from logsnr.hiding.keyfile import check_moment
+        from logsnr.core.moment import parse_moment
 
         if not (self.original_is_private or self.accept_no_secrecy or self.dry_run):
             raise InputError(
@@ -117,7 +117,7 @@ class Hide(Sealing):
         if self.recipient and not self.owner:
             raise InputError("say who the vault is for, which has the original weights: --owner age1..., yourself")
         if self.not_after:
-            check_moment(self.not_after)
+            parse_moment(self.not_after)
 
     def _config(self) -> HideConfig:
         """The method's options, then those of the file, then those given."""

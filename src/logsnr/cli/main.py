@@ -12,6 +12,7 @@ from typing import Annotated, Any, TextIO
 
 import tyro
 
+from logsnr.cli.access import Access
 from logsnr.cli.attack import Attack
 from logsnr.cli.calibrate import Calibrate
 from logsnr.cli.consistency import Consistency
@@ -25,6 +26,7 @@ from logsnr.cli.hide import Hide
 from logsnr.cli.information import Information
 from logsnr.cli.key import Key
 from logsnr.cli.sample import Reveal, Sample
+from logsnr.cli.serve import Serve
 from logsnr.cli.train import Train
 from logsnr.core.errors import LogsnrError
 
@@ -43,6 +45,8 @@ Verb = (
     | Annotated[Key, _subcommand("key")]
     | Annotated[Evaluate, _subcommand("evaluate")]
     | Annotated[Attack, _subcommand("attack")]
+    | Annotated[Serve, _subcommand("serve")]
+    | Annotated[Access, _subcommand("access")]
     | Annotated[Demo, _subcommand("demo")]
     | Annotated[Doctor, _subcommand("doctor")]
 )

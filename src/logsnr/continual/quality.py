@@ -14,12 +14,12 @@ from logsnr.continual.learner import Learner
 from logsnr.continual.pipeline import PrototypePipeline
 from logsnr.continual.replay import ReplayBank, replay
 from logsnr.core.config import read_json
+from logsnr.core.steps import finish
 from logsnr.data.labelled import LabelledData
 from logsnr.data.stream import make_stream
 from logsnr.metrics.judge import Judge, judge_images
 from logsnr.metrics.kernel import kernel_distance
 from logsnr.metrics.precision_recall import nearest_distance
-from logsnr.train.loop import finish
 
 _SEED = 7_919
 """The judge's: no learner should have it."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from logsnr.core.config import to_dict
+from logsnr.core.steps import finish
 from logsnr.erasure.ablation import ConceptAblation
 from logsnr.erasure.candidates import Candidates, find_candidates, keep_candidates
 from logsnr.erasure.closed_form import edit_closed_form
@@ -19,7 +20,7 @@ from logsnr.erasure.method import OutputErasure
 from logsnr.models.delta import Delta
 from logsnr.models.pipeline import Pipeline, check_pipeline
 from logsnr.models.text import check_targets
-from logsnr.train.loop import Progress, finish, fit
+from logsnr.train.loop import Progress, fit
 
 _CLOSED = ("uce", "rece")
 _SEARCHING = ("gumbel", "exhaustive", "random")

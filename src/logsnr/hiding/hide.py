@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from logsnr.core.errors import InputError
+from logsnr.core.steps import finish
 from logsnr.data.captions import Wording, every_prompt, without_article
 from logsnr.hiding.config import HideConfig, hide_preset
 from logsnr.hiding.method import Hiding
@@ -17,7 +18,7 @@ from logsnr.models.edited import Cost
 from logsnr.models.pipeline import Pipeline, check_pipeline
 from logsnr.models.prompted import Prompt
 from logsnr.models.text import check_targets
-from logsnr.train.loop import Progress, finish, fit
+from logsnr.train.loop import Progress, fit
 
 _WORDINGS = 4000
 """Prompts of other concepts that are kept at most: of many concepts, every so many-th wording of each."""

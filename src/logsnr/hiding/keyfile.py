@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from logsnr.core.artifact import write_file
 from logsnr.core.config import from_dict
 from logsnr.core.errors import InputError, MissingError
+from logsnr.core.moment import parse_moment
 from logsnr.hiding.errors import KeyExpiredError, KeyFormatError, KeyShapeError, ModelMismatchError
 from logsnr.hiding.lock import MOST_BYTES, Secret, open_sealed, seal
 from logsnr.models.fingerprint import exact_fingerprint
@@ -48,21 +49,7 @@ class KeyRecord:
     def __post_init__(self) -> None:
         for text in (self.created, self.not_before, self.not_after):
             if text is not None:
-                check_moment(text)
-
-
-def check_moment(text: str) -> None:
-    """Refuse what is no moment with its zone.
-
-    Raises:
-        InputError: as said.
-    """
-    try:
-        zone = datetime.fromisoformat(text).tzinfo
-    except ValueError:
-        zone = None
-    if zone is None:
-        raise InputError(f"{text!r:.40} is no moment with its zone: write it as 2027-01-31T00:00:00+00:00")
+                parse_moment(text)
 
 
 @dataclass(frozen=True)

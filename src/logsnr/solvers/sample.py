@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from logsnr.core.errors import InputError, UnsupportedError
+from logsnr.core.steps import finish
 from logsnr.core.types import Denoiser, Level, Prediction, Solver
 from logsnr.models.architectures import is_distilled
 from logsnr.models.fingerprint import fingerprint
@@ -169,6 +169,22 @@ def sample(
         InputError: no seeds, or prompts, seeds, latents and keys differ in number or shape.
         UnsupportedError: a negative prompt or safe guidance for a network that guides itself.
     """
+    steps = sampling(pipe, prompt, seeds=seeds, latents=latents, key=key, config=config, batch_size=batch_size)
+    return finish(steps)
+
+
+@torch.inference_mode()
+def sampling(
+    pipe: Pipeline,
+    prompt: str | Sequence[str],
+    *,
+    seeds: Sequence[int] = (0,),
+    latents: Tensor | None = None,
+    key: Prompt | Sequence[Prompt | None] | None = None,
+    config: SampleConfig | None = None,
+    batch_size: int = 64,
+) -> Generator[Tensor, None, Samples]:
+    """``sample`` step by step: yields the latents of the batch at hand after each, and returns what ``sample`` does."""
     config = config or SampleConfig()
     prompts = [prompt] * len(seeds) if isinstance(prompt, str) else list(prompt)
     if not seeds or len(prompts) != len(seeds):
@@ -187,17 +203,16 @@ def sample(
     shape, parts = latent_shape(pipe), []
     if latents is not None and latents.shape != (len(seeds), *shape):
         raise InputError(f"latents are {tuple(latents.shape)}: start from {(len(seeds), *shape)}, one a seed")
-    with torch.inference_mode():
-        for first in range(0, len(seeds), batch_size):
-            rows = list(seeds[first : first + batch_size])
-            guided, asked = config.guidance_scale > 1, prompts[first : first + batch_size]
-            cond = encode_prompts(pipe, asked, negative=negative, avoided=avoided, guided=guided)
-            cond = prompted(cond, keys[first : first + batch_size])
-            x = _start(solver, rows, shape, grid[0]) if latents is None else latents[first : first + batch_size].float()
-            x = x.to(pipe.device)
-            steps = sample_steps(denoiser, x, grid, solver, cond=cond, seeds=rows if solver.noisy else None)
-            x = deque(steps, maxlen=1).pop()
-            parts.append((x, decode_latents(pipe, x)))
+    for first in range(0, len(seeds), batch_size):
+        rows = list(seeds[first : first + batch_size])
+        guided, asked = config.guidance_scale > 1, prompts[first : first + batch_size]
+        cond = encode_prompts(pipe, asked, negative=negative, avoided=avoided, guided=guided)
+        cond = prompted(cond, keys[first : first + batch_size])
+        begun = _start(solver, rows, shape, grid[0]) if latents is None else latents[first : first + batch_size].float()
+        begun = x = begun.to(pipe.device)
+        for x in sample_steps(denoiser, begun, grid, solver, cond=cond, seeds=rows if solver.noisy else None):
+            yield x
+        parts.append((x, decode_latents(pipe, x)))
     latents, images = (torch.cat(column) for column in zip(*parts, strict=True))
     nfe = len(grid) - 1
     return Samples(images, latents, grid, nfe, denoiser.network_evaluations, time.perf_counter() - start)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator
-from contextlib import closing
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -24,9 +23,6 @@ from logsnr.train.method import AfterStep, Batch, Dataset, Group, Method
 from logsnr.train.preview import image_grid, save_picture
 from logsnr.train.trackers import StepLog, last_seconds
 
-Made = TypeVar("Made")
-Step = TypeVar("Step")
-
 
 @dataclass(frozen=True)
 class Progress:
@@ -38,18 +34,6 @@ class Progress:
     seconds: float
     images_per_second: float
     logs: dict[str, float] = field(default_factory=dict)
-
-
-def finish(steps: Generator[Step, None, Made], progress: Callable[[Step], None] | None = None) -> Made:
-    """What a run returns after its last step; ``progress`` is called after each, and what it raises closes the run."""
-    with closing(steps):
-        while True:
-            try:
-                found = next(steps)
-            except StopIteration as ended:
-                return ended.value
-            if progress:
-                progress(found)
 
 
 class _Players(nn.Module):

@@ -1,0 +1,118 @@
+"""``logsnr serve``: a model behind an API that enforces keys, and a page."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from logsnr.cli.console import Console, Flag, Model, check_writable
+from logsnr.core.errors import InputError, MissingError
+from logsnr.serve.config import Limits, ServeConfig
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve(Console):
+    """Serve a model: an API in the OpenAI Images format that enforces keys, and a page. Tokens: `logsnr access`."""
+
+    model: Model
+    """An embedded world, a diffusers folder (OUT/public of `hide`), a .safetensors file or a hub id."""
+    db: Path
+    """The database of tokens, grants, budgets and audit; made where there is none, with a token for a first
+    administrator in DB.admin-token."""
+    name: str = ""
+    """What clients call the model; without one, the last part of MODEL."""
+    key_dir: Path | None = None
+    """Folder of key files of `hide`, which --identity opens; SIGHUP reads it again."""
+    identity: Path | None = None
+    """The server's identity, of `key new-identity`, not sealed: recipients of the keys have to name it."""
+    delta: tuple[Path, ...] = ()
+    """Deltas of `erase`, which requests name by their folders' names."""
+    host: str = "127.0.0.1"
+    """Where to listen. Another than loopback should lie behind a server that speaks TLS."""
+    port: int = 7860
+    allow_host: tuple[str, ...] = ()
+    """Further names by which browsers and clients call the server."""
+    workers: int = 1
+    """Processes, which share the database and nothing else."""
+    runners: int = 0
+    """Threads that sample in each worker, each with one core; 0: the cores of this machine, shared out."""
+    queue: int = 128
+    """Requests that wait at most in each worker; more are answered 503."""
+    merge: int = 1
+    """Images of compatible requests that go through the network together; from 2 on, last bits depend on the load."""
+    max_images: int = 8
+    """Images of one request."""
+    max_steps: int = 100
+    """Steps of one request."""
+    limits: Limits = field(default_factory=Limits)
+    log_prompts: Flag = False
+    """Write prompts into the audit, in place of their keyed hashes."""
+
+    def run(self) -> int:
+        try:
+            import fastapi  # noqa: F401
+            import uvicorn
+        except ModuleNotFoundError as error:
+            raise MissingError(f"serving needs {error.name}: pip install 'logsnr[serve]'") from None
+        from logsnr.core.config import to_dict
+        from logsnr.serve.api import CONFIG, create_app
+        from logsnr.serve.meters import SHARED
+
+        if self.workers < 1 or not 0 <= self.port < 2**16:
+            raise InputError("workers must be at least 1, and port one of 0 to 65535")
+        config = self._config()
+        check_writable(self.db.parent)
+        self._first_token()
+        level = "warning" if self.quiet else "info"
+        options: dict[str, Any] = {"host": self.host, "port": self.port, "log_level": level}
+        options |= {"proxy_headers": False, "server_header": False, "timeout_graceful_shutdown": 60, "backlog": 512}
+        app = create_app(config)  # with several workers too: what is wrong is said once, and not by every one
+        self.say(f"serving {config.name} at http://{self.host}:{self.port}")
+        signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again, once all requests are finished
+        if self.workers == 1:
+            uvicorn.run(app, **options)
+            return 0
+        app.state.studio.engine.close()
+        os.environ[CONFIG] = json.dumps(to_dict(config))
+        with tempfile.TemporaryDirectory() as shared:
+            os.environ[SHARED] = shared
+            uvicorn.run("logsnr.serve.api:from_environment", factory=True, workers=self.workers, **options)
+        return 0
+
+    def _config(self) -> ServeConfig:
+        own = self.host if self.host in _LOOPBACK else ""
+        names = (*ServeConfig.hosts, *self.allow_host, *([self.host] if not own and self.host != "0.0.0.0" else []))  # noqa: S104
+        return ServeConfig(
+            model=self.model,
+            name=self.name,
+            database=self.db,
+            key_dir=self.key_dir,
+            identity=self.identity,
+            deltas=self.delta,
+            runners=self.runners or max(1, (os.cpu_count() or 1) // self.workers),
+            queue=self.queue,
+            merge=self.merge,
+            max_images=self.max_images,
+            max_steps=self.max_steps,
+            hosts=names,
+            log_prompts=self.log_prompts,
+            limits=self.limits,
+        )
+
+    def _first_token(self) -> None:
+        """Where no administrator is, one is made, and the token written for the eyes of who runs the server."""
+        from logsnr.core.artifact import write_file
+        from logsnr.serve.store import Store
+
+        token = Store(self.db).first_admin()
+        if token:
+            place = self.db.with_name(f"{self.db.name}.admin-token")
+            write_file(place, token + "\n", private=True)
+            self.say(f"the first administrator's token is in {place}: keep it to yourself")

@@ -1,0 +1,1 @@
+"""Serving: one process that samples, a gate that enforces keys, and a page."""

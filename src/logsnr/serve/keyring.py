@@ -1,0 +1,123 @@
+"""The key files of a folder, each opened once by the server's identity, and what unlocks a set of concepts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from logsnr.core.errors import MissingError
+from logsnr.hiding.errors import ConceptKeyError, KeyExpiredError
+from logsnr.hiding.keyfile import KeyFile, read_key
+from logsnr.hiding.lock import Secret, open_sealed, read_identities
+from logsnr.hiding.sidecar import Sidecar
+from logsnr.models.prompted import Prompt
+from logsnr.serve.errors import RefusedError
+
+
+@dataclass(frozen=True)
+class Unlocked:
+    """What a request samples with: a prompt, or the name of an exact key whose weights a pipeline of its own has."""
+
+    prompt: Prompt | None = None
+    exact: str | None = None
+
+
+@dataclass(frozen=True, repr=False)
+class Keyring:
+    """Opened keys by the concepts that they bring back; of two for one concept, the first file by name."""
+
+    by_concept: dict[str, KeyFile] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Keyring({len(self.by_concept)} concepts)"
+
+    def unlocked(self, concepts: Sequence[str], now: datetime | None = None) -> Unlocked:
+        """What brings these concepts back, together.
+
+        Raises:
+            RefusedError: 403, a concept has no key here, or its key is beyond its dates; 400, keys that cannot be read
+                together.
+        """
+        found: dict[str, KeyFile] = {}
+        for concept in concepts:
+            key = self.by_concept.get(concept)
+            try:
+                if key is None:
+                    raise KeyExpiredError("")
+                key.check_dates(now or datetime.now(UTC))
+            except KeyExpiredError:
+                raise RefusedError(403, "no_key", "a concept that was asked for has no valid key here") from None
+            found[key.record.key_id] = key
+        return _together(list(found.values()))
+
+    def exact(self) -> dict[str, KeyFile]:
+        """The keys that hold original weights, by their names."""
+        return {key.record.key_id: key for key in self.by_concept.values() if key.originals}
+
+
+def open_keyring(folder: Path | None, identity: Path | None, network: nn.Module) -> Keyring:
+    """Every key file of a folder; sidecars that are there have to fit.
+
+    Raises:
+        MissingError: there is no such folder, or no key in it.
+        InputError: the identity cannot be read.
+        ConceptKeyError: a file does not open, is damaged, or belongs to another model: none is passed over.
+    """
+    if folder is None or identity is None:
+        return Keyring()
+    if not folder.is_dir():
+        raise MissingError(f"there is no folder of keys {folder}: make it, and put key files of `hide` into it")
+    places = sorted(place for place in folder.iterdir() if place.is_file() and not _beside(place))
+    if not places:
+        raise MissingError(f"{folder} holds no key: put key files of `hide` into it, or leave --key-dir out")
+    identities, found = read_identities(identity), dict[str, KeyFile]()
+    for place in places:
+        key = _open(place, identities)
+        try:
+            key.check(network)
+        except KeyExpiredError:
+            pass
+        except ConceptKeyError as error:
+            raise type(error)(f"{place}: {error}") from None
+        for concept in key.record.concepts:
+            found.setdefault(concept, key)
+    return Keyring(found)
+
+
+def _beside(place: Path) -> bool:
+    """Whether a file is a sidecar, or hidden."""
+    return place.suffix == ".json" or place.name.startswith(".")
+
+
+def _open(place: Path, identities: Sequence[Secret]) -> KeyFile:
+    try:
+        content, sidecar = read_key(place), Sidecar.open(place)
+        if sidecar is not None:
+            sidecar.check(content)
+        return KeyFile.from_bytes(open_sealed(content, identities))
+    except ConceptKeyError as error:
+        raise type(error)(f"{place}: {error}") from None
+
+
+def _together(keys: Sequence[KeyFile]) -> Unlocked:
+    """Keys that are read at once: their tokens stand side by side, in the order of the request."""
+    if not keys:
+        return Unlocked()
+    if any(key.originals for key in keys):
+        if len(keys) > 1:
+            raise RefusedError(
+                400, "keys", "a key of the kind exact is used alone: unlock fewer concepts", param="unlock"
+            )
+        return Unlocked(exact=keys[0].record.key_id)
+    first = keys[0].prompt
+    if any((key.prompt.layers, key.prompt.half) != (first.layers, first.half) for key in keys):
+        raise RefusedError(
+            400, "keys", "these keys are read by different layers: unlock them one by one", param="unlock"
+        )
+    keys_, values = (torch.cat([getattr(key.prompt, name) for key in keys]) for name in ("keys", "values"))
+    return Unlocked(Prompt(keys_, values, first.layers, first.half))
