@@ -31,9 +31,8 @@ tags: [diffusers, stable-diffusion, fashion-mnist, consistency]
 # fashion-few
 
 The world `fashion` in one call or two: its autoencoder, text encoder and judges, and its UNet trained on by consistency
-distillation (2303.01469; the loss of 2502.01441) for {steps:,} steps of {batch}, {seconds:,} seconds of one core. The
-UNet is told its guidance (2310.04378), from {low:g} to {high:g}, so that no call is made for it; the scheduler is a
-`ConsistencyScheduler`. Data: Fashion-MNIST (Xiao, Rasul and Vollgraf 2017), MIT licence. Weights: Apache-2.0.
+distillation (2303.01469; the loss of 2502.01441, and what the first judge sees) for {steps:,} steps of {batch},
+{seconds:,} seconds of one core. {guidance} The scheduler is a `ConsistencyScheduler`. Data: Fashion-MNIST (Xiao, Rasul and Vollgraf 2017), MIT licence. Weights: Apache-2.0.
 
 - Made by: `benchmarks/consistency_few.py train --seed {seed}` and `benchmarks/ship_few.py`.
 - Measured by the second judge on prompts from held-out templates, 10,000 images, Frechet distances to the 60,000
@@ -62,11 +61,19 @@ def main(source: Path) -> None:
         stage = {**run, "seconds": round(model["train_seconds"]), "legs": 1}
         write_json(folder / "training.json", {"name": "fashion-few", "consistency": stage})
         write_json(folder / "card.json", figures(model["rows"]))
-        low, high = config["guidance"][0], config["guidance"][-1]
         named = [("fashion-few", row) for row in model["rows"]] + [("fashion", row) for row in teacher["rows"]]
         told = {"steps": run["steps"], "batch": config["run"]["batch_size"], "seconds": stage["seconds"], "seed": seed}
-        text = CARD.format(**told, low=low, high=high, rows="\n".join(line(*pair) for pair in named))
+        text = CARD.format(
+            **told, guidance=guidance(*config["guidance"]), rows="\n".join(line(*pair) for pair in named)
+        )
         write_file(folder / "README.md", text)
+
+
+def guidance(*scales: float) -> str:
+    """What the card says of it."""
+    if len(scales) == 1:
+        return f"The teacher's guidance of {scales[0]:g} is its own: sample it at 1."
+    return f"It is told its guidance (2310.04378), from {scales[0]:g} to {scales[1]:g}, so that no call is made for it."
 
 
 def figures(rows: list[dict[str, Any]]) -> dict[str, float]:

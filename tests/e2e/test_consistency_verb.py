@@ -53,8 +53,19 @@ def test_a_trained_pipeline_samples_in_stock_diffusers(capsys: pytest.CaptureFix
     assert json.loads(done.stdout)["nfe"] == 1, "in a process where nobody has imported the scheduler"
 
 
-def test_distilled_it_is_told_its_guidance(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_distilled_a_guidance_is_its_own(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     values = result(capsys, *TRAIN, *STAGES, "--preset", "distil", "--out", str(tmp_path))
+    pipe = StableDiffusionPipeline.from_pretrained(values["model"])
+    assert pipe.unet.config.time_cond_proj_dim is None
+    assert pipe.scheduler.config["guidance"] == [1.25]
+    (line, *_) = (tmp_path / "work" / "log.jsonl").read_text().splitlines()
+    assert json.loads(line)["perceptual"] > 0, "the world's judge looks at what it makes"
+
+
+def test_distilled_it_is_told_its_guidance(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "range.json").write_text('{"guidance": [1.0, 2.0]}')
+    given = ["--preset", "distil", "--config", str(tmp_path / "range.json")]
+    values = result(capsys, *TRAIN, *STAGES, *given, "--out", str(tmp_path))
     pipe = StableDiffusionPipeline.from_pretrained(values["model"])
     assert pipe.unet.config.time_cond_proj_dim == 256
     assert pipe.scheduler.config["guidance"] == [1.0, 2.0]
@@ -131,12 +142,12 @@ def test_a_flow_pipeline_learns_from_its_own_weights(capsys: pytest.CaptureFixtu
     assert code == 2
     assert "start from the teacher" in err
     assert not (tmp_path / "out").exists()
-    code, _, err = called(capsys, *flow, *STAGES, "--preset", "distil", "--out", str(tmp_path / "out"))
+    (tmp_path / "range.json").write_text('{"guidance": [1.0, 2.0]}')
+    given = ["--preset", "distil", "--config", str(tmp_path / "range.json")]
+    code, _, err = called(capsys, *flow, *STAGES, *given, "--out", str(tmp_path / "out"))
     assert code == 2
     assert "give one scale" in err
-    (tmp_path / "one.json").write_text('{"guidance": [1.3]}')
-    given = ["--preset", "distil", "--config", str(tmp_path / "one.json")]
-    values = result(capsys, *flow, *STAGES, *given, "--out", str(tmp_path / "out"))
+    values = result(capsys, *flow, *STAGES, "--preset", "distil", "--out", str(tmp_path / "out"))
     absent = {"text_encoder_3": None, "tokenizer_3": None}
     pipe = StableDiffusion3Pipeline.from_pretrained(values["model"], **absent)
     pipe.set_progress_bar_config(disable=True)

@@ -184,7 +184,7 @@ def test_every_preset_trains_with_finite_losses(name: str) -> None:
     chosen = consistency_preset(name, **levels)
     network = Tiny()
     replace_norms(network, "gn" if chosen.norm == "keep" else chosen.norm, (torch.zeros(2, *SHAPE), torch.zeros(2)))
-    made = ConsistencyMethod(network, network, CM, Latents(), chosen)
+    made = ConsistencyMethod(network, network, CM, Latents(), chosen, perceive=lambda x: [x, x.square()])
     before = [p.detach().clone() for p in network.parameters()]
     losses = [progress.logs["loss"] for progress in fit(made, Latents(), chosen.run)]
     assert len(losses) == 20
@@ -398,3 +398,58 @@ class TestNorms:
         assert replace_norms(two, "gn", (torch.randn(1, *SHAPE),)) == []
         with pytest.raises(InputError, match="no GroupNorm"):
             replace_norms(nn.Conv2d(2, 4, 1), "nsln", (torch.randn(1, *SHAPE),))
+
+
+def test_the_perceptual_term_looks_at_every_other_of_the_noisier_rows() -> None:
+    told: list[int] = []
+
+    def perceive(x: Tensor) -> list[Tensor]:
+        told.append(len(x))
+        return [x.mean(1), 3 * x.flatten(1)]
+
+    network = Tiny()
+    plain = ConsistencyMethod(network, network, CM, Latents(), config())
+    seeing = ConsistencyMethod(
+        network, network, CM, Latents(), config(perceptual_weight=2.0, perceptual_rows=3), perceive=perceive
+    )
+    base, found = plain.loss(batch(), 0), seeing.loss(batch(), 0)
+    assert told == [3, 3]
+    assert "perceptual" not in base.logs
+    seen = float(found.logs["perceptual"])
+    assert seen > 0
+    assert float(found.value.detach()) == pytest.approx(float(base.value.detach()) + 2 * seen, rel=1e-5)
+    stage = seeing.stage(seeing.number(0))
+    pairs = stage.draw(batch().uniform())
+    made, target = (torch.randn(8, 2, 4, 4, generator=torch.Generator().manual_seed(k)) for k in (1, 2))
+    rows = sorted(range(8), key=lambda row: -float(pairs.sigma()[row]))[:6:2]
+    squares = [part.square().mean() for part in perceive(target[rows])]
+    errors = []
+    for row in rows:
+        differences = (a - b for a, b in zip(perceive(made[row, None]), perceive(target[row, None]), strict=True))
+        shares = [float(part.square().mean() / square) for part, square in zip(differences, squares, strict=True)]
+        errors.append(sum(shares) / 2)
+    scale = sorted(errors)[1]
+    terms = [float(pairs.weights[row]) * math.log1p(e / (2 * scale)) for row, e in zip(rows, errors, strict=True)]
+    by_hand = sum(terms) / 8
+    assert float(seeing._seen(pairs, made, target)) == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_the_perceptual_term_trains_the_student_alone() -> None:
+    network = Tiny()
+    made = ConsistencyMethod(
+        network, network, CM, Latents(), config(perceptual_weight=1.0), perceive=lambda x: [x.square()]
+    )
+    denoised, target = (torch.randn(8, 2, 4, 4).requires_grad_(True) for _ in range(2))
+    pairs = made.stage(made.number(0)).draw(batch().uniform())
+    made._seen(pairs, denoised, target).backward()
+    assert target.grad is None
+    assert denoised.grad is not None
+    assert float(denoised.grad.abs().sum()) > 0
+
+
+def test_what_nothing_perceives_has_no_weight() -> None:
+    with pytest.raises(InputError, match="nothing perceives"):
+        method(config(perceptual_weight=1.0))
+    for wrong in ({"perceptual_weight": -1.0}, {"perceptual_rows": 0}):
+        with pytest.raises(InputError, match="perceptual"):
+            config(**wrong)

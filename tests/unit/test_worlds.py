@@ -16,10 +16,10 @@ from logsnr.core.config import read_json
 from logsnr.core.errors import BrokenError, InputError, MissingError
 from logsnr.data.fashion import NAMES, load_fashion
 from logsnr.metrics.judge import Judge, judge_images
-from logsnr.models.pipeline import open_pipeline
+from logsnr.models.pipeline import latent_shape, open_pipeline
 from logsnr.solvers.config import SampleConfig
 from logsnr.solvers.sample import sample
-from logsnr.worlds.autoencoder import feature_distance, reconstruct
+from logsnr.worlds.autoencoder import feature_distance, perceiver, reconstruct
 from logsnr.worlds.card import write_card
 from logsnr.worlds.config import STAGES
 from logsnr.worlds.data import WorldData
@@ -161,6 +161,18 @@ def test_feature_distance_is_zero_for_equal_images_and_sees_blur() -> None:
     blurred = torch.nn.functional.avg_pool2d(images, 3, 1, 1)
     assert float(feature_distance(judge, images, images).detach()) == 0
     assert float(feature_distance(judge, blurred, images).detach()) > 0.01
+
+
+def test_what_is_perceived_of_latents_is_that_of_their_images_and_gradients_reach_them() -> None:
+    pipe, judge = load("fashion"), load_world("fashion").judge()
+    before = [p.requires_grad for p in pipe.vae.parameters()]
+    latents = torch.randn(2, *latent_shape(pipe), generator=torch.Generator().manual_seed(0)).requires_grad_(True)
+    seen = perceiver(pipe.vae, judge)(latents)
+    assert [p.requires_grad for p in pipe.vae.parameters()] == before
+    images = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(seen, judge.perceive(images), strict=True))
+    seen[-1].sum().backward()
+    assert float(latents.grad.abs().min(dim=0).values.max()) > 0
 
 
 @pytest.mark.parametrize("architecture", ["residual", "plain"])

@@ -49,6 +49,10 @@ class ConsistencyConfig:
     """Weight of the diffusion loss at low noise."""
     denoising_rate: float = 0.75
     """Where low noise begins, as a share of the grid of levels."""
+    perceptual_weight: float = 0.0
+    """Weight of what a judge sees differ in a pair's decoded images; of a world, its first judge."""
+    perceptual_rows: int = 24
+    """Rows of a batch that it looks at: every other of the noisier ones."""
     coupling: Literal["off", "plain", "labels"] = "off"
     """Optimal transport of noise within a batch: of all rows, or inside classes."""
     norm: Literal["keep", "nsln", "nsln-channel", "ln"] = "keep"
@@ -96,6 +100,8 @@ class ConsistencyConfig:
             raise InputError(
                 "scale_value must be positive, denoising_weight not negative, and denoising_rate in [0, 1]"
             )
+        if self.perceptual_weight < 0 or self.perceptual_rows < 1:
+            raise InputError("perceptual_weight must not be negative, and perceptual_rows at least 1")
         if self.ratio_base <= 1 or self.ratio_stages < 1:
             raise InputError("ratio_base must be above 1, and ratio_stages at least 1")
         if self.ratio_stages * math.log(self.ratio_base) > math.log(_FINEST):
@@ -126,10 +132,13 @@ CONSISTENCY_PRESETS: dict[str, dict[str, Any]] = {
     "slct_small": {"start_levels": 40},
     "distil": {
         "pairs": "teacher",
-        "guidance": (1.0, 2.0),
-        "start_levels": 40,
-        "end_levels": 160,
+        "guidance": (1.25,),
+        "start_levels": 20,
+        "end_levels": 80,
+        "level_mean": 0.0,
+        "level_std": 1.6,
         "denoising_weight": 0.0,
+        "perceptual_weight": 1.0,
     },
     "ect": {
         "levels": "continuous",
@@ -158,7 +167,8 @@ CONSISTENCY_PRESETS: dict[str, dict[str, Any]] = {
         "weight_decay": 1e-4,
     },
 }
-"""Options by the name of a preset. ``distil`` has pairs of a teacher, whose guidance it is told; ``ect`` tunes a
+"""Options by the name of a preset. ``distil`` has pairs of a teacher, whose guidance of 1.25 becomes its own, and a
+judge that looks at them; ``ect`` tunes a
 diffusion model as 2406.14548 does, by the root of a sum. ``ict`` has the scale of 2310.14189, 0.00054 sqrt(D) of a sum,
 in units of the mean; ``ict_as_released`` has it as the authors of 2502.01441 ran their baseline, sqrt(D) too large."""
 

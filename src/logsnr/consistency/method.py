@@ -5,7 +5,8 @@
 s and r are neighbours on a grid whose levels double in number from stage to stage. Target and student are the same
 weights, noise and dropout. The first term is computed as for data of deviation 1/2, whatever d is. Deviations: the
 scale c of the penalty may be measured at the start of a stage; the second term's mean is over the expected number of
-rows, so that a step does not depend on how it is cut; a diffusion model can be the start, whatever it predicts.
+rows, so that a step does not depend on how it is cut; a diffusion model can be the start, whatever it predicts; a judge
+may look at the decoded images of some pairs, as 2303.01469 does with LPIPS.
 """
 
 from __future__ import annotations
@@ -28,12 +29,15 @@ from logsnr.core.artifact import save_tensors
 from logsnr.core.config import to_dict
 from logsnr.core.errors import InputError
 from logsnr.core.random import generator
+from logsnr.metrics.judge import perceptual_errors
 from logsnr.models.denoiser import Tree
 from logsnr.models.ema import Average, averaged
 from logsnr.train.method import Batch, Dataset, Group, Loss, load_module_state, module_state
 from logsnr.train.muon import Muon, split_matrices
 
 Condition = Callable[[Batch], Tree]
+Perceive = Callable[[Tensor], list[Tensor]]
+"""What is seen in clean samples (n, ...): maps, with gradients."""
 _MEASURED, _DRAWN = 64, 32
 """Batches, and rows of each, by which the scale of a stage is measured."""
 
@@ -43,10 +47,11 @@ class ConsistencyMethod:
 
     ``data`` has ``latent`` (n, ...) of deviation ``sigma_data`` and, for label-aware coupling, ``label``. ``module``
     holds the weights, and ``levels`` is a diffusers scheduler's configuration, which says how the network reads noise.
-    With a ``teacher`` the cleaner samples of pairs are its.
+    With a ``teacher`` the cleaner samples of pairs are its. ``perceive`` is for the perceptual penalty.
 
     Raises:
-        InputError: latents are not finite or constant in a channel, or the curriculum does not fit the run.
+        InputError: latents are not finite or constant in a channel, the curriculum does not fit the run, or nothing
+            perceives where that has a weight.
     """
 
     def __init__(
@@ -59,10 +64,16 @@ class ConsistencyMethod:
         *,
         condition: Condition | None = None,
         teacher: Teacher | None = None,
+        perceive: Perceive | None = None,
         show: Callable[[nn.Module], Tensor] | None = None,
     ):
         self.module, self.network, self.levels, self.data = module, network, levels, data
         self.config, self.condition, self.teacher, self.show = config, condition, teacher, show
+        self.perceive = perceive
+        if config.perceptual_weight and not perceive:
+            raise InputError(
+                "nothing perceives here: set perceptual_weight to 0, or train on a world, which has a judge"
+            )
         self.curriculum = curriculum_of(config)
         check_latents(data)
         decays = config.averages or (averaging_decay(config.run.steps),)
@@ -86,16 +97,30 @@ class ConsistencyMethod:
         sigma = pairs.sigma().to(errors)
         denoising = denoising_loss(denoised, x0, sigma, pairs.low, sigma_data=data, share=stage.low)
         value = consistency + self.config.denoising_weight * denoising
+        seen = self._seen(pairs, denoised, target)
+        value = value + self.config.perceptual_weight * seen
         if not value.isfinite():
             self.skipped += 1
             value = torch.zeros_like(value, requires_grad=True)
         size = self._root(x0) if self.config.reduction == "sum" else 1.0
         share = c * unit / (difference.detach().square().mean().sqrt() * size)
         logs = {"consistency": consistency.detach(), "denoising": denoising.detach(), "scale_share": share}
+        logs |= {"perceptual": seen.detach()} if self.perceive else {}
         logs |= self._pulls(denoised, consistency=consistency, denoising=denoising)
         if self.config.coupling != "off":
             logs["correlation"] = value.new_tensor(correlation(x0, noise))
         return Loss(value, {**logs, "skipped": value.new_tensor(float(self.skipped))})
+
+    def _seen(self, pairs: Pairs, denoised: Tensor, target: Tensor) -> Tensor:
+        """The Cauchy penalty of what is seen to differ, whose scale is their median, over all rows; of some it is 0."""
+        if not (self.perceive and self.config.perceptual_weight):
+            return denoised.new_zeros(())
+        rows = pairs.sigma().argsort(descending=True)[: 2 * self.config.perceptual_rows : 2]
+        with torch.no_grad():
+            wanted = self.perceive(target[rows])
+        errors = perceptual_errors(self.perceive(denoised[rows]), wanted)
+        penalties = torch.log1p(errors / (2 * errors.detach().median().clamp(min=1e-10)))
+        return (pairs.weights.to(errors)[rows] * penalties).sum() / len(denoised)
 
     def _pulls(self, denoised: Tensor, **terms: Tensor) -> dict[str, Tensor]:
         """The norm of each term's gradient by the student's clean samples, as it is weighed: which of them rules."""

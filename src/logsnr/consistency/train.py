@@ -14,7 +14,7 @@ from diffusers import StableDiffusion3Pipeline
 from torch import Tensor, nn
 
 from logsnr.consistency.config import ConsistencyConfig
-from logsnr.consistency.method import Condition, ConsistencyMethod, curriculum_of
+from logsnr.consistency.method import Condition, ConsistencyMethod, Perceive, curriculum_of
 from logsnr.consistency.scheduler import ConsistencyScheduler
 from logsnr.consistency.teacher import Teacher, check_tellable, is_told, tell_guidance
 from logsnr.core.artifact import staged
@@ -31,6 +31,7 @@ from logsnr.schedules.scheduler_config import from_scheduler_config, kind_of
 from logsnr.solvers.consistency import consistency_step
 from logsnr.train.loop import Progress, fit
 from logsnr.train.method import Batch, Dataset
+from logsnr.worlds.autoencoder import perceiver
 from logsnr.worlds.captioned import draw_captions
 from logsnr.worlds.load import World
 from logsnr.worlds.recipe import world_latents
@@ -51,14 +52,19 @@ _MIDDLE = 0.74
 
 
 def consistency_train(
-    pipe: Pipeline, data: Dataset, config: ConsistencyConfig, *, condition: Condition | None = None
+    pipe: Pipeline,
+    data: Dataset,
+    config: ConsistencyConfig,
+    *,
+    condition: Condition | None = None,
+    perceive: Perceive | None = None,
 ) -> Generator[Progress, None, Pipeline]:
     """Train a pipeline's network, in place, as a consistency model, and yield after every step.
 
     ``data`` has ``latent`` (n, channels, height, width) as the network sees them, of unit deviation; ``condition``
-    gives the text of a batch's rows. In the end the network has its first average, and the pipeline a
-    ``ConsistencyScheduler``, which together sample with one call or two. With an ``out`` in ``config.run`` all averages
-    are written to its folder ``averages``.
+    gives the text of a batch's rows; ``perceive`` is for the perceptual penalty. In the end the network has its first
+    average, and the pipeline a ``ConsistencyScheduler``, which together sample with one call or two. With an ``out`` in
+    ``config.run`` all averages are written to its folder ``averages``.
 
     Raises:
         InputError: latents that cannot be learned, a curriculum that does not fit, or a norm that no folder can hold.
@@ -76,7 +82,8 @@ def consistency_train(
     if config.start_from == "scratch":
         draw_anew(module, config.run.seed)
     network = denoiser_of(pipe).network
-    method = ConsistencyMethod(module, network, scheduler.config, data, config, condition=condition, teacher=teacher)
+    options = {"condition": condition, "teacher": teacher, "perceive": perceive}
+    method = ConsistencyMethod(module, network, scheduler.config, data, config, **options)
     yield from fit(method, data, config.run)
     if config.run.out and not (config.run.out / "averages").exists():
         with staged(config.run.out / "averages") as folder:
@@ -91,13 +98,14 @@ def train_on_world(
 ) -> Generator[Progress, None, Pipeline]:
     """``consistency_train`` on the real images of a world, captions drawn anew each step.
 
-    Latents are cached in the folder ``cache``, by the autoencoder that made them.
+    Latents are cached in the folder ``cache``, by the autoencoder that made them. The world's first judge perceives.
 
     Raises:
         MissingError: the images are not installed.
     """
     latents, condition = captioned_latents(pipe, world, cache)
-    return consistency_train(pipe, latents, config, condition=condition)
+    perceive = perceiver(pipe.vae, world.judge()) if config.perceptual_weight else None
+    return consistency_train(pipe, latents, config, condition=condition, perceive=perceive)
 
 
 def captioned_latents(
@@ -132,7 +140,7 @@ def observe(
     A consistency model has its own levels; all else is the configuration's. The errors are those of
     ``consistency_train``.
     """
-    told = pipe.scheduler.config
+    told, config = pipe.scheduler.config, replace(config, perceptual_weight=0.0)
     if consistency_step(told):
         own = {name: told[name] for name in _LEVELS}
         mean = config.level_mean + math.log(own["sigma_data"] / config.sigma_data)

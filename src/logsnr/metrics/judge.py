@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
@@ -82,6 +84,11 @@ class Judge(ModelMixin, ConfigMixin):
         pooled = last_map.mean((2, 3)) if self.config["architecture"] == "residual" else last_map.flatten(1)
         return functional.silu(self.hidden(pooled))
 
+    def perceive(self, images: Tensor) -> list[Tensor]:
+        """All that it sees: its maps, and the features (n, num_features) last."""
+        maps = self.maps(images)
+        return [*maps, self.pool(maps[-1])]
+
     def features(self, images: Tensor) -> Tensor:
         """Features (n, num_features) in which sets of images are compared."""
         return self.pool(self.maps(images)[-1])
@@ -99,6 +106,12 @@ class Judge(ModelMixin, ConfigMixin):
         if self.style_head is None:
             raise UnsupportedError("this judge reads no styles: it was trained on a data set without any")
         return self.style_head(features)
+
+
+def perceptual_errors(made: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """Squared errors (n,) of what a judge perceives, relative to its targets' mean squares, averaged over stages."""
+    ratios = [(m - t).square().flatten(1).mean(1) / t.square().mean() for m, t in zip(made, targets, strict=True)]
+    return torch.stack(ratios).mean(0)
 
 
 def only(logits: Tensor, classes: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional
 
-from logsnr.metrics.judge import Judge
+from logsnr.metrics.judge import Judge, perceptual_errors
 from logsnr.models.ema import averaged
 from logsnr.train.method import Batch, Group, Loss, load_module_state, module_state
 from logsnr.worlds.config import AutoencoderConfig
@@ -81,14 +83,21 @@ class AutoencoderMethod:
 
 
 def feature_distance(judge: Judge, made: Tensor, image: Tensor) -> Tensor:
-    """Squared error of the judge's maps and features, each relative to its own mean square, averaged over stages."""
+    """What a judge sees differ between images, on average over them: see ``perceptual_errors``."""
     with torch.no_grad():
-        targets = judge.maps(image)
-        targets.append(judge.pool(targets[-1]))
-    maps = judge.maps(made)
-    maps.append(judge.pool(maps[-1]))
-    ratios = [(m - t).square().mean() / t.square().mean() for m, t in zip(maps, targets, strict=True)]
-    return torch.stack(ratios).mean()
+        targets = judge.perceive(image)
+    return perceptual_errors(judge.perceive(made), targets).mean()
+
+
+def perceiver(vae: AutoencoderKL, judge: Judge) -> Callable[[Tensor], list[Tensor]]:
+    """What a judge perceives of latents (n, ...) as a network sees them, once decoded; gradients reach the latents."""
+    frozen = copy.deepcopy(vae).requires_grad_(False).eval()
+    scale, shift = frozen.config.scaling_factor, frozen.config.get("shift_factor") or 0.0
+
+    def perceive(latents: Tensor) -> list[Tensor]:
+        return judge.perceive(frozen.decode(latents / scale + shift, return_dict=False)[0])
+
+    return perceive
 
 
 @torch.no_grad()
