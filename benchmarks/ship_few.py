@@ -32,7 +32,8 @@ tags: [diffusers, stable-diffusion, fashion-mnist, consistency]
 
 The world `fashion` in one call or two: its autoencoder, text encoder and judges, and its UNet trained on by consistency
 distillation (2303.01469; the loss of 2502.01441, and what the first judge sees) for {steps:,} steps of {batch},
-{seconds:,} seconds of one core. {guidance} The scheduler is a `ConsistencyScheduler`. Data: Fashion-MNIST (Xiao, Rasul and Vollgraf 2017), MIT licence. Weights: Apache-2.0.
+{seconds:,} seconds of one core. {guidance} The scheduler is a `ConsistencyScheduler`.
+Data: Fashion-MNIST (Xiao, Rasul and Vollgraf 2017), MIT licence. Weights: Apache-2.0.
 
 - Made by: `benchmarks/consistency_few.py train --seed {seed}` and `benchmarks/ship_few.py`.
 - Measured by the second judge on prompts from held-out templates, 10,000 images, Frechet distances to the 60,000

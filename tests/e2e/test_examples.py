@@ -36,11 +36,12 @@ PROMISED = {
     "judge_images": ["judged.png", "judged.json"],
     "own_method": ["digits.png", "weights.safetensors", "run/log.jsonl"],
     "sample_world": ["rho.png"],
+    "serve": ["image.png", "serve.db"],
 }
 LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)[^)\n]*\)")
 BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAME = re.compile(
-    r"`((?:core|schedules|models|data|metrics|solvers|information|train|evaluation|worlds|erasure|hiding|consistency|continual|attacks)(?:\.\w+)+)`"
+    r"`((?:core|schedules|models|data|metrics|solvers|information|train|evaluation|worlds|erasure|hiding|consistency|continual|attacks|serve)(?:\.\w+)+)`"
 )
 ENVIRONMENT = {**os.environ, "GOMP_SPINCOUNT": "0", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 

@@ -298,6 +298,15 @@ def test_keys_that_are_read_again_and_one_that_is_gone(folder: Path, tmp_path: P
         assert served.ask(served.member, unlock=["sandal"]).status_code == 200
 
 
+def test_auto_unlocks_what_has_a_valid_key_here(served: Served) -> None:
+    asked = {"role": "member", "concepts": ["bag", "sandal"]}
+    token = served.call("POST", "/v1/keys", served.admin, asked).json()["token"]
+    answer = served.ask(token, unlock="auto")
+    assert images(answer) == images(served.ask(served.member, unlock=["sandal"]))
+    assert answer.headers["x-concepts-unlocked"] == "sandal"
+    assert code(served.ask(token, unlock=["bag"])) == (403, "no_key")
+
+
 def test_limits_answer_with_the_seconds_to_wait(folder: Path, tmp_path: Path) -> None:
     told = config(folder, tmp_path / "s.db", limits=Limits(anonymous_per_minute=2, images_per_day=9, failures=1))
     with serving(told) as served:

@@ -10,7 +10,7 @@ from typing import Any
 from logsnr.cli.console import Console, check_writable
 from logsnr.core.errors import InputError
 
-_PLANNED = ("consistency", "continual", "serve")
+_PLANNED = ("consistency", "continual")
 """Parts that come one day, where they are not there yet."""
 
 
@@ -66,5 +66,15 @@ def _sections(parts: list[Any], table: list[tuple[str, str, str]]) -> list[Any]:
             "logsnr train fashion --out runs/fashion --dry-run",
         ],
     )
+    serve = Section(
+        "As a server",
+        "An API in the OpenAI Images format and a page on http://127.0.0.1:7860, from the extra logsnr[serve]; the "
+        "first command says where the administrator's token lies.",
+        commands=[
+            "logsnr serve fashion --db out/serve.db",
+            'logsnr access add-key --db out/serve.db --label me --concept "ankle boot" --token-file out/me.token',
+            "logsnr access verify --db out/serve.db",
+        ],
+    )
     overview = Section("One line per part", "What was shown, and what is planned.", (), table)
-    return [*(part.section for part in parts), overview, own]
+    return [*(part.section for part in parts), overview, own, serve]

@@ -35,6 +35,7 @@ class Job:
     seeds: Sequence[int]
     config: SampleConfig
     key: Prompt | None = None
+    concepts: tuple[str, ...] = ()
     previews: int = 0
     preview: Preview | None = None
     done: Future[Samples] = field(default_factory=Future)

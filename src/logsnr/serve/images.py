@@ -68,15 +68,16 @@ class Studio:
         """
         self._check(asked)
         steps, guidance = self.defaults
-        unlocked = self.keyring.unlocked(decision.concepts)
+        concepts = decision.concepts if asked.unlock != "auto" else self.keyring.valid(decision.concepts)
+        unlocked = self.keyring.unlocked(concepts)
         model = asked.delta or unlocked.exact or self.name
-        if asked.delta and decision.concepts:
+        if asked.delta and concepts:
             raise RefusedError(400, "delta", "keys belong to the model without a delta: leave one out", param="delta")
         first = secrets.randbelow(2**32) if asked.seed is None else asked.seed
         seeds, config = [(first + place) % 2**32 for place in range(asked.n)], asked.sampling(steps, guidance)
         pipe = self.engine.pipes[model]
         make_run(pipe, denoiser_of(pipe).schedule, config)  # what is impossible is said now, and takes no place
-        return Job(model, asked.prompt, seeds, config, unlocked.prompt)
+        return Job(model, asked.prompt, seeds, config, unlocked.prompt, concepts=concepts)
 
     def _check(self, asked: ImageRequest) -> None:
         if asked.model not in (None, self.name):
@@ -98,7 +99,7 @@ class Studio:
             {"b64_json": _base64(to_png(image, self._settings(job, seed, made.nfe))), "seed": seed}
             for seed, image in zip(job.seeds, made.images, strict=True)
         ]
-        self.meters.images.labels(str(job.key is not None or job.model in self.keyring.exact()).lower()).inc(len(data))
+        self.meters.images.labels(str(bool(job.concepts)).lower()).inc(len(data))
         return {
             "created": int(time.time()),
             "data": data,
@@ -122,7 +123,7 @@ def generations(studio: Studio) -> APIRouter:
     @routes.post(GENERATIONS, summary="Images of a prompt")
     async def generate(asked: ImageRequest, request: Request, decision: Everyone) -> Response:
         job = studio.job(asked, decision)
-        headers = {UNLOCKED: ",".join(_header(name) for name in decision.concepts)}
+        headers = {UNLOCKED: ",".join(_header(name) for name in job.concepts)}
         if asked.stream:
             events = Events(studio, replace(job, previews=asked.partial_images))
             return StreamingResponse(events.read(), media_type="text/event-stream", headers=headers)

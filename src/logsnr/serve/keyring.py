@@ -36,24 +36,27 @@ class Keyring:
     def __repr__(self) -> str:
         return f"Keyring({len(self.by_concept)} concepts)"
 
-    def unlocked(self, concepts: Sequence[str], now: datetime | None = None) -> Unlocked:
+    def valid(self, concepts: Sequence[str], now: datetime | None = None) -> tuple[str, ...]:
+        """Those of these concepts that have a key here, within its dates."""
+        return tuple(concept for concept in concepts if self._is_valid(concept, now or datetime.now(UTC)))
+
+    def _is_valid(self, concept: str, now: datetime) -> bool:
+        try:
+            self.by_concept[concept].check_dates(now)
+        except (KeyError, KeyExpiredError):
+            return False
+        return True
+
+    def unlocked(self, concepts: Sequence[str]) -> Unlocked:
         """What brings these concepts back, together.
 
         Raises:
-            RefusedError: 403, a concept has no key here, or its key is beyond its dates; 400, keys that cannot be read
-                together.
+            RefusedError: 403, a concept has no valid key here; 400, keys that cannot be read together.
         """
-        found: dict[str, KeyFile] = {}
-        for concept in concepts:
-            key = self.by_concept.get(concept)
-            try:
-                if key is None:
-                    raise KeyExpiredError("")
-                key.check_dates(now or datetime.now(UTC))
-            except KeyExpiredError:
-                raise RefusedError(403, "no_key", "a concept that was asked for has no valid key here") from None
-            found[key.record.key_id] = key
-        return _together(list(found.values()))
+        if self.valid(concepts) != tuple(concepts):
+            raise RefusedError(403, "no_key", "a concept that was asked for has no valid key here")
+        keys = {key.record.key_id: key for key in map(self.by_concept.__getitem__, concepts)}
+        return _together(list(keys.values()))
 
     def exact(self) -> dict[str, KeyFile]:
         """The keys that hold original weights, by their names."""
