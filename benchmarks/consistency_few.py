@@ -10,7 +10,7 @@ second call's level, by a model of a seed, images and a judge that report nothin
 configuration and measures it there; ``teacher`` measures the teacher at 1, 2, 4, 8 and 20 evaluations by the guidance,
 and then the solver, that were best in the same way, tables calibrated for that guidance among them. Accuracies are the
 second judge's; distances are Frechet distances in its features, of 10,000 images to the training images. What is done
-is kept in results/consistency/; models go to runs/. ``look`` tries other options on 2,000 images, and keeps nothing.
+is kept in results/consistency/; models and looks go to runs/. ``look`` tries other options on 2,000 images, and keeps nothing.
 """
 
 from __future__ import annotations
@@ -115,10 +115,15 @@ def teacher() -> None:
     known = json.loads(place.read_text()) if place.exists() else {"searched": searched, "rows": []}
     if known["searched"] != searched:
         raise SystemExit(f"{place} comes from another search: remove it first")
-    rows = known["rows"]
+    rows, kept = known["rows"], WORK / "looks.json"
+    looks: dict[str, float] = json.loads(kept.read_text()) if kept.exists() else {}
 
     def distance(way: SampleConfig) -> float:
-        return tuning.row(f"look {way.steps}", way, TUNING)["frechet_distance"]
+        name = json.dumps(to_dict(way), sort_keys=True)
+        if name not in looks:
+            looks[name] = tuning.row(f"look {way.steps}", way, TUNING)["frechet_distance"]
+            write_json(kept, looks)
+        return looks[name]
 
     for calls in CALLS[len(rows) :]:
         guided = min((SampleConfig(steps=calls, guidance_scale=w) for w in GUIDANCE), key=distance)

@@ -36,6 +36,7 @@ def hidden_model(folder: Path) -> Path:
     pipe.save_pretrained(folder / "public")
     identity, recipient = new_identity()
     (folder / "identity").write_text(identity.reveal())
+    (folder / "recipient").write_text(recipient)
     (folder / "keys").mkdir()
     KeyFile.open(shipped / "key.age", passphrase=Secret(PASSPHRASE)).save(folder / "keys" / "sandal.key", [recipient])
     return folder

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from commands import called, result
 from served import GENERATIONS, PROMPT, bearer, hidden_model, images
 
 from logsnr.serve.store import Decision, Store
-from logsnr.serve.upstream import guarded
+from logsnr.serve.upstream import Target, guarded
 
 STEPS = {"num_inference_steps": 2}
 
@@ -59,12 +59,17 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
+def running(folder: Path, database: Path, *options: str) -> AbstractContextManager[Running]:
+    """`logsnr serve` of the hidden model with its key, until the block ends."""
+    keys = ("--key-dir", str(folder / "keys"), "--identity", str(folder / "identity"))
+    return subprocess_of(str(folder / "public"), database, "--name", "fashion", *keys, *options)
+
+
 @contextmanager
-def running(folder: Path, database: Path, *options: str) -> Iterator[Running]:
+def subprocess_of(model: str, database: Path, *options: str) -> Iterator[Running]:
     """`logsnr serve` on loopback until the block ends."""
     port, log = free_port(), database.with_suffix(".log")
-    command = [sys.executable, "-m", "logsnr", "serve", str(folder / "public"), "--name", "fashion"]
-    command += ["--key-dir", str(folder / "keys"), "--identity", str(folder / "identity"), "--db", str(database)]
+    command = [sys.executable, "-m", "logsnr", "serve", model, "--db", str(database)]
     with log.open("w") as written:
         process = subprocess.Popen(
             [*command, "--port", str(port), *options], stdout=written, stderr=written, text=True, start_new_session=True
@@ -121,6 +126,21 @@ def test_a_killed_server_has_lost_nothing(folder: Path, tmp_path: Path, capsys: 
     assert admin not in log
 
 
+def test_a_signal_reads_the_keys_again(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with running(folder, tmp_path / "s.db", "--quiet") as server:
+        token, _ = add_member(capsys, tmp_path / "s.db", tmp_path / "token")
+        key, aside = folder / "keys" / "sandal.key", folder / "aside.key"
+        for there, status in ((False, 403), (True, 200)):
+            (key.rename(aside) if not there else aside.rename(key))
+            server.process.send_signal(signal.SIGHUP)
+            for _ in range(100):
+                if server.ask(token, unlock=["sandal"]).status_code == status:
+                    break
+                time.sleep(0.1)
+            assert server.ask(token, unlock=["sandal"]).status_code == status
+        assert server.ask().status_code == 200
+
+
 def test_an_asked_end_finishes_running_requests(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,6 +166,14 @@ def test_workers_share_tokens_limits_and_numbers(
             assert len({images(each)[0] for each in found}) == 4
             statuses = [each.status_code for each in pool.map(lambda _: server.ask(), range(12))]
         assert sorted(statuses) == [200] * 9 + [429] * 3
+        (folder / "keys" / "sandal.key").rename(folder / "aside.key")
+        server.process.send_signal(signal.SIGHUP)
+        for _ in range(120):  # workers are replaced one after another
+            if {server.ask(token, unlock=["sandal"]).status_code for _ in range(8)} == {403}:
+                break
+            time.sleep(0.5)
+        (folder / "aside.key").rename(folder / "keys" / "sandal.key")
+        assert server.ask(token, unlock=["sandal"]).status_code == 403, "in every worker"
         assert 'logsnr_images_total{unlocked="true"} 16.0' in server.get("/metrics").text
         result(capsys, "access", "revoke", "--db", str(database), "--key", key)
         assert {server.ask(token).status_code for _ in range(6)} == {401}
@@ -171,6 +199,17 @@ def test_slow_and_broken_clients_hold_up_nobody(folder: Path, tmp_path: Path) ->
         for each in open_ones:
             each.close()
         assert server.get("/healthz").status_code == 200
+
+
+def test_a_port_that_is_taken_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        code, out, err = called(capsys, "serve", "fashion", "--db", str(tmp_path / "s.db"), "--port", port)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "cannot listen" in err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -230,8 +269,10 @@ def test_the_gate_stands_before_another_engine(
 ) -> None:
     store = Store(tmp_path / "gate.db")
     token, _ = store.add_key("member", "", by=Decision("test"), concepts=("sandal", "boot"))
-    with running(folder, tmp_path / "s.db") as engine:
-        app = guarded(engine.url, store, public="fashion", unlocked={"sandal": "original"})
+    original = subprocess_of("fashion", tmp_path / "o.db")
+    with running(folder, tmp_path / "s.db") as engine, original as other:
+        public, unlocked = Target(engine.url, "fashion"), {"sandal": Target(other.url, "fashion")}
+        app = guarded(store, public=public, unlocked=unlocked)
         port = free_port()
         server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
         with ThreadPoolExecutor(1) as pool:
@@ -243,9 +284,15 @@ def test_the_gate_stands_before_another_engine(
                 assert images(gate.ask(model="original")) == images(engine.ask()), "whatever name is asked for"
                 assert images(gate.ask(token)) == images(engine.ask())
                 told = gate.ask(token, unlock=["sandal"])
-                assert told.status_code == 404, "the engine was asked for the other model, which it does not have"
-                assert told.json()["error"]["code"] == "model"
+                assert images(told) == images(other.ask()) != images(engine.ask())
+                assert told.headers["x-concepts-unlocked"] == "sandal"
+                assert images(gate.ask(token, unlock="auto")) == images(other.ask())
                 assert gate.ask(token, unlock=["boot"]).json()["error"]["code"] == "no_model"
+                for more in ({"lora": {"local_path": "/srv"}}, {"seed": float("nan")}, {"num_inference_steps": 10**6}):
+                    content = json.dumps({"prompt": PROMPT, **more})
+                    kind = {"content-type": "application/json"}
+                    answer = httpx2.post(f"{gate.url}{GENERATIONS}", content=content, headers=kind, trust_env=False)
+                    assert answer.status_code == 400, more
                 assert gate.ask("lsnr_bad").status_code == 401
                 assert gate.get("/v1/keys", token).status_code == 404
                 assert engine.end(signal.SIGKILL)
@@ -253,4 +300,4 @@ def test_the_gate_stands_before_another_engine(
             finally:
                 server.should_exit = True
                 done.result(30)
-    assert [line["event"]["decision"] for line in store.trail()].count("unlocked") == 2
+    assert [line["event"]["decision"] for line in store.trail()].count("unlocked") == 3

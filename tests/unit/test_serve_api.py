@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import PngImagePlugin
 from served import GENERATIONS, PROMPT, Served, bearer, config, events, hidden_model, images, picture, serving
 
+import logsnr
 from logsnr.core.config import from_dict, to_dict
 from logsnr.core.errors import InputError, MissingError
 from logsnr.hiding.errors import ModelMismatchError, TamperedKeyError, WrongKeyError
 from logsnr.hiding.keyfile import KeyFile
 from logsnr.hiding.lock import new_identity, read_identities
-from logsnr.serve.api import create_app, reopen_keys
+from logsnr.serve.api import create_app
 from logsnr.serve.config import Limits, ServeConfig
+from logsnr.serve.errors import RefusedError
+from logsnr.serve.requests import ImageRequest
 from logsnr.serve.rights import scope_of
+from logsnr.serve.store import Decision
+from logsnr.train.preview import to_picture
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +65,9 @@ def test_the_matrix_of_tokens_and_concepts(served: Served) -> None:
 
 
 def test_a_revealed_image_is_what_the_key_makes(served: Served, folder: Path) -> None:
-    import logsnr
-    from logsnr.solvers.config import SampleConfig
-    from logsnr.train.preview import to_picture
-
     key = KeyFile.open(folder / "keys" / "sandal.key", read_identities(folder / "identity"))
     pipe = logsnr.load(folder / "public")
-    made = logsnr.reveal(pipe, PROMPT, key, seeds=[3], config=SampleConfig(steps=2)).images[0]
+    made = logsnr.reveal(pipe, PROMPT, key, seeds=[3], config=logsnr.SampleConfig(steps=2)).images[0]
     (found,) = images(served.ask(served.member, unlock=["sandal"]))
     expected, got = to_picture(made).tobytes(), picture(found).tobytes()
     assert max(abs(a - b) for a, b in zip(expected, got, strict=True)) <= 1
@@ -105,7 +109,11 @@ def test_a_stream_shows_the_run_and_ends_with_the_same_image(served: Served) -> 
     found = events(answer.text)
     assert [event["type"].rpartition(".")[2] for event in found] == ["partial_image"] * 3 + ["completed"]
     assert [event["partial_image_index"] for event in found[:3]] == [0, 1, 2]
-    assert found[-1]["data"] == served.ask(served.member, **wish).json()["data"]
+    (same,) = served.ask(served.member, **wish).json()["data"]
+    assert {name: found[-1][name] for name in same} == same
+    assert found[-1]["created_at"] > 0
+    several = events(served.ask(stream=True, n=2).text)
+    assert [(event["index"], event["seed"]) for event in several] == [(0, 3), (1, 4)]
     assert code(served.ask(stream=True, solver="fashion/7", num_inference_steps=None)) == (400, "input")
 
 
@@ -130,6 +138,7 @@ def test_a_stream_shows_the_run_and_ends_with_the_same_image(served: Served) -> 
         ({"grid": "nowhere"}, 400, "grid"),
         ({"solver": "/etc/passwd"}, 400, "solver"),
         ({"solver": "../../x/5"}, 400, "solver"),
+        ({"solver": "proc/1"}, 400, None),
         ({"key": [[0.1, 0.2]]}, 400, "key"),
         ({"prompt_embeds": [0.1]}, 400, "prompt_embeds"),
         ({"key_file": "YWdl"}, 400, "key_file"),
@@ -152,33 +161,29 @@ def test_steps_has_two_names(served: Served) -> None:
 
 
 def test_every_route_says_whom_it_is_for(served: Served) -> None:
-    scopes = {route.path: scope_of(route) for routes in served.app.state.routers for route in routes.routes}
-    assert set(scopes) == set(served.app.openapi()["paths"]), "which lists all that there are"
+    routes = [route for several in served.app.state.routers for route in several.routes]
+    scopes = {(method, route.path): scope_of(route) for route in routes for method in route.methods}
+    listed = {(method.upper(), path) for path, told in served.app.openapi()["paths"].items() for method in told}
+    assert set(scopes) == listed, "which are all that there are"
     assert [route.path for route in served.app.routes if hasattr(route, "path")] == ["/openapi.json"]
     assert None not in scopes.values(), scopes
-    assert {path for path, scope in scopes.items() if scope == "public"} == {
-        "/",
-        "/static/{name}",
-        "/healthz",
-        "/readyz",
-        "/metrics",
-        "/v1/models",
-        "/v1/schedule",
-        "/v1/concepts",
-        GENERATIONS,
-    }
+    open_ones = {"/", "/static/{name}", "/healthz", "/readyz", "/metrics", "/v1/models", "/v1/schedule", "/v1/concepts"}
+    public = {("GET", path) for path in open_ones} | {("POST", GENERATIONS)}
+    assert {route for route, scope in scopes.items() if scope == "public"} == public
+    assert {path for (_, path), scope in scopes.items() if scope == "auditor"} == {"/v1/audit", "/v1/audit/head"}
 
 
 def test_roles_open_their_own_routes_alone(served: Served) -> None:
     routes = [("GET", "/v1/keys"), ("POST", "/v1/keys"), ("GET", "/v1/grants"), ("POST", "/v1/grants")]
     routes += [("DELETE", "/v1/keys/x"), ("POST", "/v1/keys/x/rotate"), ("DELETE", "/v1/grants/x")]
     trails = [("GET", "/v1/audit"), ("GET", "/v1/audit/head")]
-    body = {"POST": {"role": "member", "key": "x", "concept": "y"}}
+    bodies = {"/v1/keys": {"role": "member"}, "/v1/grants": {"key": "x", "concept": "y"}}
     for own, others in ((routes, (served.member, served.auditor)), (trails, (served.member, served.admin))):
         for method, path in own:
-            assert code(served.call(method, path, None, body.get(method))) in [(401, "token_needed"), (400, "input")]
+            body = bodies.get(path) if method == "POST" else None
+            assert code(served.call(method, path, None, body)) == (401, "token_needed")
             for token in others:
-                assert served.call(method, path, token, body.get(method)).status_code in (400, 403)
+                assert code(served.call(method, path, token, body)) == (403, "role")
     before = len(served.call("GET", "/v1/keys", served.admin).json()["data"])
     asked = {"role": "member"}
     assert served.call("POST", "/v1/keys", served.member, asked).status_code == 403
@@ -287,15 +292,104 @@ def test_keys_that_are_read_again_and_one_that_is_gone(folder: Path, tmp_path: P
     told = config(folder, tmp_path / "s.db", key_dir=keys)
     with serving(told) as served:
         studio = served.app.state.studio
+        assert served.call("GET", "/v1/concepts", served.member).json()["data"] == ["sandal"]
         assert served.ask(served.member, unlock=["sandal"]).status_code == 200
         content = place.read_bytes()
         place.write_bytes(content[:-3])
-        reopen_keys(studio, told)
+        studio.reopen()
         assert code(served.ask(served.member, unlock=["sandal"])) == (403, "no_key")
+        assert served.call("GET", "/v1/concepts", served.member).json()["data"] == []
         assert served.ask().status_code == 200
+        place.unlink()
+        place.mkdir()
+        studio.reopen()
+        assert code(served.ask(served.member, unlock=["sandal"])) == (403, "no_key")
+        place.rmdir()
         place.write_bytes(content)
-        reopen_keys(studio, told)
+        studio.reopen()
         assert served.ask(served.member, unlock=["sandal"]).status_code == 200
+
+
+def test_an_exact_key_is_for_those_who_are_granted_it_and_has_no_other_name(folder: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    key = KeyFile.open(folder / "keys" / "sandal.key", read_identities(folder / "identity"))
+    hidden = dict(logsnr.load(folder / "public").unet.named_parameters())
+    own = logsnr.load("fashion").unet.named_parameters()
+    changed = {f"unet.{name}": value for name, value in own if not torch.equal(value, hidden[name])}
+    exact = KeyFile(replace(key.record, kind="exact"), key.prompt, changed)
+    exact.save(keys / "exact.key", [(folder / "recipient").read_text()])
+    told = config(folder, tmp_path / "s.db", key_dir=keys)
+    with serving(told) as served:
+        revealed = images(served.ask(served.member, unlock=["sandal"]))
+        original = logsnr.sample(logsnr.load("fashion"), PROMPT, seeds=[3], config=logsnr.SampleConfig(steps=2)).images
+        assert picture(revealed[0]).tobytes() == to_picture(original[0]).tobytes()
+        hidden_one = images(served.ask())
+        assert hidden_one != revealed
+        assert images(served.ask()) == hidden_one, "and the public weights are as they were"
+        name = exact.record.key_id
+        assert code(served.ask(delta=name)) == (404, "delta")
+        assert code(served.ask(model=name)) == (404, "model")
+        assert served.client.get("/v1/models").json()["data"][0]["deltas"] == []
+        assert "delta" not in json.loads(picture(revealed[0]).text["logsnr"])
+        (keys / "exact.key").write_bytes(b"broken")
+        served.app.state.studio.reopen()
+        assert code(served.ask(delta=name)) == (404, "delta")
+        assert served.client.get("/v1/models").json()["data"][0]["deltas"] == []
+
+
+def test_a_key_for_later_has_to_be_of_this_model_now(folder: Path, tmp_path: Path) -> None:
+    key = KeyFile.open(folder / "keys" / "sandal.key", read_identities(folder / "identity"))
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    for models, error in ((key.record.models, None), (("0" * 64,), ModelMismatchError)):
+        later = replace(key.record, models=models, not_before="2100-01-01T00:00:00+00:00")
+        KeyFile(later, key.prompt).save(keys / "later.key", [(folder / "recipient").read_text()])
+        told = config(folder, tmp_path / "s.db", key_dir=keys)
+        if error:
+            with pytest.raises(error):
+                create_app(told)
+            continue
+        with serving(told) as served:
+            assert code(served.ask(served.member, unlock=["sandal"])) == (403, "no_key")
+
+
+def test_what_no_gate_has_decided_is_not_made(served: Served) -> None:
+    studio = served.app.state.studio
+    asked = ImageRequest(prompt=PROMPT, unlock=["sandal"])
+    for decision in (
+        Decision("x"),
+        Decision("x", images=1),
+        Decision("x", concepts=("sandal",)),
+        Decision("x", concepts=("sandal",), images=2),
+    ):
+        with pytest.raises(RefusedError, match="cannot be enforced"):
+            studio.job(asked, decision)
+    assert studio.job(asked, Decision("x", concepts=("sandal",), images=1)).key is not None
+
+
+def test_the_schema_says_who_may_call_what_and_how_errors_look(served: Served) -> None:
+    schema = served.client.get("/openapi.json").json()
+    assert schema["components"]["securitySchemes"] == {"token": {"type": "http", "scheme": "bearer"}}
+    told = schema["paths"][GENERATIONS]["post"]
+    assert told["security"] == [{}, {"token": []}]
+    assert "422" not in json.dumps(schema["paths"])
+    assert told["responses"]["429"]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorResponse")
+    assert told["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("/ImageResponse")
+    assert schema["components"]["schemas"]["ImageRequest"]["examples"]
+    assert schema["paths"]["/v1/keys"]["post"]["security"] == [{"token": []}]
+
+
+def test_a_database_that_cannot_be_used_is_not_a_broken_server(folder: Path, tmp_path: Path) -> None:
+    with serving(config(folder, tmp_path / "s.db")) as served:
+        with sqlite3.connect(tmp_path / "s.db") as raw:
+            raw.execute("CREATE TRIGGER full BEFORE INSERT ON keys BEGIN SELECT RAISE(ABORT, 'full'); END")
+        answer = served.call("POST", "/v1/keys", served.admin, {"role": "member", "label": "hush"})
+        assert code(answer) == (503, "no_database")
+        assert "hush" not in answer.text
+        with sqlite3.connect(tmp_path / "s.db") as raw:
+            raw.execute("DROP TRIGGER full")
+        assert "hush" not in json.dumps(list(served.app.state.store.trail()))
 
 
 def test_auto_unlocks_what_has_a_valid_key_here(served: Served) -> None:

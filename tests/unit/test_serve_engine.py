@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import wait
+from functools import lru_cache
 
 import pytest
 import torch
@@ -17,21 +18,26 @@ from logsnr.serve.errors import RefusedError
 from logsnr.solvers.config import SampleConfig
 
 
-@pytest.fixture(scope="module")
-def pipe() -> Pipeline:
+@lru_cache
+def fashion() -> Pipeline:
     return logsnr.load("fashion")
 
 
+@pytest.fixture(scope="module")
+def pipe() -> Pipeline:
+    return fashion()
+
+
 @pytest.fixture
-def engine(pipe: Pipeline) -> Iterator[Engine]:
-    engine = Engine({"fashion": pipe}, runners=2, queue=64, merge=1, max_seconds=60)
+def engine() -> Iterator[Engine]:
+    engine = Engine(runners=2, queue=64, merge=1, max_seconds=60)
     yield engine
     engine.close()
 
 
 def job(seed: int = 0, *, steps: int = 2, n: int = 1, key: Prompt | None = None, **options: object) -> Job:
     prompts = ("a photo of a boot", "a bag", "a grey shirt")
-    return Job("fashion", prompts[seed % 3], range(seed, seed + n), SampleConfig(steps=steps), key, **options)
+    return Job(fashion(), prompts[seed % 3], range(seed, seed + n), SampleConfig(steps=steps), key, **options)
 
 
 def prompt(pipe: Pipeline, seed: int) -> Prompt:
@@ -59,10 +65,10 @@ def test_images_are_the_same_bits_alone_and_in_company(engine: Engine, pipe: Pip
 
 def test_merged_requests_get_their_own_images_within_a_tolerance(pipe: Pipeline) -> None:
     asked = [job(k, n=1 + k % 2, key=prompt(pipe, k) if k % 3 == 1 else None) for k in range(8)]
-    single = Engine({"fashion": pipe}, runners=1, queue=64, merge=1, max_seconds=60)
+    single = Engine(runners=1, queue=64, merge=1, max_seconds=60)
     alone = images(single, asked)
     single.close()
-    merging = Engine({"fashion": pipe}, runners=1, queue=64, merge=16, max_seconds=60)
+    merging = Engine(runners=1, queue=64, merge=16, max_seconds=60)
     blocking = job(0, steps=8)
     merging.submit(blocking)
     again = [job(k, n=1 + k % 2, key=prompt(pipe, k) if k % 3 == 1 else None) for k in range(8)]
@@ -75,7 +81,7 @@ def test_merged_requests_get_their_own_images_within_a_tolerance(pipe: Pipeline)
 
 
 def test_company_is_only_what_fits(pipe: Pipeline) -> None:
-    engine = Engine({"fashion": pipe}, runners=0, queue=64, merge=4, max_seconds=60)
+    engine = Engine(runners=0, queue=64, merge=4, max_seconds=60)
     first = job(0)
     wrong = [job(1, steps=3), job(2, previews=1), job(3, n=4)]
     layers = [job(4, key=prompt(pipe, 1)), job(5, key=Prompt(*[torch.zeros(2, 128)] * 2, layers="all"))]
@@ -87,7 +93,7 @@ def test_company_is_only_what_fits(pipe: Pipeline) -> None:
 
 
 def test_a_full_queue_refuses_and_a_late_request_is_told(pipe: Pipeline) -> None:
-    engine = Engine({"fashion": pipe}, runners=0, queue=2, merge=1, max_seconds=0.01)
+    engine = Engine(runners=0, queue=2, merge=1, max_seconds=0.01)
     first, second = job(0), job(1)
     engine.submit(first)
     engine.submit(second)
@@ -138,6 +144,16 @@ def test_previews_are_spread_over_the_run_and_change_nothing(engine: Engine) -> 
     assert one.shape == (1, 1, 32, 32)
 
 
+def test_a_called_off_request_makes_room_for_another(pipe: Pipeline) -> None:
+    engine = Engine(runners=0, queue=1)
+    first, second = job(0), job(1)
+    engine.submit(first)
+    first.cancelled.set()
+    engine.submit(second)
+    assert engine._next() == [second]
+    engine.close()
+
+
 def test_a_request_that_fails_is_told_and_the_threads_go_on(engine: Engine) -> None:
     broken = job(0, key=Prompt(torch.zeros(1, 3), torch.zeros(1, 3)))
     engine.submit(broken)
@@ -147,7 +163,7 @@ def test_a_request_that_fails_is_told_and_the_threads_go_on(engine: Engine) -> N
 
 
 def test_closing_finishes_what_is_there(pipe: Pipeline) -> None:
-    engine = Engine({"fashion": pipe}, runners=1, queue=8, merge=1, max_seconds=60)
+    engine = Engine(runners=1, queue=8, merge=1, max_seconds=60)
     jobs = [job(k) for k in range(4)]
     for each in jobs:
         engine.submit(each)

@@ -95,6 +95,47 @@ def test_the_audit_names_the_seed_that_is_used_and_not_the_prompt(store: Store) 
     assert plain["prompt"] == "a boot"
 
 
+def test_an_image_that_was_unlocked_and_not_made_has_a_second_line(store: Store) -> None:
+    token = token_of(store, "boot")
+    assert run(Gate(Inner(503), store), wish(unlock=["boot"]), ("authorization", f"Bearer {token}"))[0] == 503
+    first, second = [line["event"] for line in store.trail()][-2:]
+    assert (first["decision"], second["decision"], second["status"]) == ("unlocked", "not_made", 503)
+    assert first["request"] == second["request"]
+
+
+def test_auto_unlocks_and_writes_down_what_has_a_key(store: Store) -> None:
+    inner, token = Inner(), token_of(store, "boot", "bag")
+    gate = Gate(inner, store, valid=lambda concepts: tuple(name for name in concepts if name == "bag"))
+    assert run(gate, wish(unlock="auto"), ("authorization", f"Bearer {token}"))[0] == 200
+    assert inner.heard[0][0]["state"]["decision"].concepts == ("bag",)
+    assert [line["event"] for line in store.trail()][-1]["concepts"] == ["bag"]
+
+
+@pytest.mark.parametrize("path", ["/lab/v1/images/generations", GENERATIONS])
+def test_a_mounted_application_is_gated_too(path: str, store: Store) -> None:
+    inner, token = Inner(), token_of(store, "boot")
+    bearer = ("authorization", f"Bearer {token}")
+    assert run(Gate(inner, store), wish(unlock=["bag"]), bearer, path=path, root_path="/lab")[0] == 403
+    assert run(Gate(inner, store), wish(unlock=["boot"]), bearer, path=path, root_path="/lab")[0] == 200
+    assert inner.heard[0][0]["state"]["decision"].images == 1
+
+
+def test_a_seed_that_is_null_is_none(store: Store) -> None:
+    inner, token = Inner(), token_of(store, "boot")
+    body = wish(unlock=["boot"], seed=None, n=None, size=None)
+    assert run(Gate(inner, store), body, ("authorization", f"Bearer {token}"))[0] == 200
+    heard = json.loads(inner.heard[0][1])
+    assert [line["event"] for line in store.trail()][-1]["seed"] == heard["seed"]
+    assert "size" not in heard
+
+
+def test_neighbours_of_ipv6_share_their_limits(tmp_path: Path) -> None:
+    gate = Gate(Inner(), Store(tmp_path / "six.db", Limits(anonymous_per_minute=2)))
+    found = [run(gate, wish(), client=(address, 1))[0] for address in ("2001:db8::1", "2001:db8::2", "2001:db8::3")]
+    assert found == [200, 200, 429]
+    assert run(gate, wish(), client=("2001:db8:1::1", 1))[0] == 200
+
+
 def test_what_a_body_says_twice_is_what_the_gate_decided(store: Store) -> None:
     inner, token = Inner(), token_of(store)
     body = b'{"prompt": "x", "unlock": ["boot"], "unlock": []}'
@@ -197,11 +238,12 @@ def test_sockets_are_refused(store: Store) -> None:
 def test_images_that_were_not_made_are_not_spent(status: int, store: Store) -> None:
     gate = Gate(Inner(status), store)
     for _ in range(3):
-        if status:
-            assert run(gate, wish(n=8))[0] == status
-        else:
-            with pytest.raises(RuntimeError):
-                run(gate, wish(n=8))
+        found, headers, answer = run(gate, wish(n=8))
+        assert found == (status or 500)
+        assert "x-request-id" in headers, "an error has the headers of every answer"
+        assert status or json.loads(answer)["error"]["code"] == "broken"
+    if not status:
+        assert b'logsnr_requests_total{status="500"} 3.0' in gate.meters.text()
     good = Gate(Inner(), store)
     assert run(good, wish(n=8))[0] == 200
     found, headers, _ = run(good, wish(n=8))

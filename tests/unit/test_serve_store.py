@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logsnr.core.errors import BrokenError, InputError
+from logsnr.core.moment import later
 from logsnr.serve.audit import START, verify
 from logsnr.serve.config import Limits, ServeConfig
 from logsnr.serve.errors import RefusedError
@@ -152,9 +153,10 @@ def test_a_budget_of_images_is_of_a_day_and_what_was_not_made_is_given_back(tmp_
     store = Store(tmp_path / "s.db", Limits(images_per_day=5), clock=clock)
     token, _ = member(store)
     first = store.decide(ask(token, images=4))
+    assert first.images == 4
     wait = refused(store.decide(ask(token, images=2)), 429, "budget").retry_after
     assert 0 < wait <= 86_400
-    store.give_back(first)
+    store.undone(first, 500)
     assert isinstance(store.decide(ask(token, images=5)), Decision)
     refused(store.decide(ask(token)), 429, "budget")
     clock.now += wait
@@ -240,6 +242,60 @@ def test_any_text_can_be_written_down_and_verified(concepts: list[str], prompt: 
         store.decide(Ask("r", "a", token, 1, "auto", {"prompt": prompt, "prompt_hash": store.hashed(prompt)}))
         assert store.verify() is None
         store.engine.dispose()
+
+
+@pytest.mark.parametrize("wrong", ["{", "", "[" * 5000, '{"a": 1}'])
+def test_whatever_a_line_was_changed_into_it_is_named(wrong: str, store: Store, tmp_path: Path) -> None:
+    member(store, "boot")
+    with sqlite3.connect(tmp_path / "s.db") as raw:
+        raw.execute("UPDATE audit SET event = ? WHERE number = 2", (wrong,))
+    assert store.verify() == 2
+    with sqlite3.connect(tmp_path / "s.db") as raw:
+        raw.execute("UPDATE audit SET digest = 'ä' WHERE number = 1")
+    assert store.verify() == 1
+    assert len(list(store.trail())) == 2
+
+
+def test_an_audit_without_its_key_is_not_given_another(store: Store, tmp_path: Path) -> None:
+    member(store, "boot")
+    (tmp_path / "s.db.audit-key").unlink()
+    with pytest.raises(InputError, match="restore it"):
+        Store(tmp_path / "s.db")
+    assert not (tmp_path / "s.db.audit-key").exists()
+
+
+def test_a_token_that_could_not_be_shown_is_none(store: Store) -> None:
+    def broken(_: str) -> None:
+        raise OSError("no room")
+
+    with pytest.raises(OSError, match="no room"):
+        store.first_admin(broken)
+    assert store.keys() == []
+    shown: list[str] = []
+    assert store.first_admin(shown.append) == shown[0]
+    token, name = member(store)
+    with pytest.raises(OSError, match="no room"):
+        store.rotate(name, by=BY, show=broken)
+    assert store.decide(ask(token)).role == "member"
+
+
+def test_bad_tokens_that_have_to_wait_write_nothing(store: Store, tmp_path: Path) -> None:
+    for _ in range(3):
+        store.decide(ask("bad"))
+    number = store.head()[0]
+    with sqlite3.connect(tmp_path / "s.db") as raw:
+        raw.execute("BEGIN IMMEDIATE")
+        refused(store.decide(ask("bad")), 429, "failures")
+    assert store.head()[0] == number
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "2001-01-01T00:00:00+00:00"]
+)
+def test_an_end_lies_ahead(wrong: str) -> None:
+    with pytest.raises(InputError, match="moment|lie ahead"):
+        later(wrong, 1_800_000_000.0)
+    assert later("2027-06-01T00:00:00+00:00", 1_800_000_000.0) == 1_811_808_000.0
 
 
 def test_a_changed_database_is_found_by_verification(store: Store, tmp_path: Path) -> None:

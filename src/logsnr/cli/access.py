@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -44,6 +46,8 @@ class Access(Console):
     """verify: NUMBER:DIGEST that was noted elsewhere, so that a cut trail is seen."""
 
     def run(self) -> int:
+        from sqlalchemy.exc import SQLAlchemyError
+
         from logsnr.serve.errors import RefusedError
         from logsnr.serve.store import Store
 
@@ -53,26 +57,20 @@ class Access(Console):
             values, lines = getattr(self, f"_{self.action.replace('-', '_')}")(Store(self.db))
         except RefusedError as refusal:
             raise InputError(str(refusal)) from None
+        except SQLAlchemyError as error:
+            raise BrokenError(f"{self.db} cannot be used now ({type(error).__name__}): is it locked or full?") from None
         self.result(values, lines)
         return 0
 
     def _add_key(self, store: Store) -> Told:
         place = self._token_place()
-        token, row = store.add_key(
-            self.role, self.label, by=_operator(), concepts=self.concept, not_after=self._seconds()
-        )
-        return self._told(row, token, place)
+        options = {"concepts": self.concept, "not_after": self._seconds(), "show": _writer(place)}
+        return _told(store.add_key(self.role, self.label, by=_operator(), **options)[1], place)
 
     def _rotate(self, store: Store) -> Told:
         place = self._token_place()
-        token = store.rotate(self._named(), by=_operator())
-        return self._told(store.key(self._named()), token, place)
-
-    def _told(self, row: dict[str, Any], token: str, place: Path) -> Told:
-        from logsnr.core.artifact import write_file
-
-        write_file(place, token + "\n", private=True)
-        return {**row, "token_file": str(place)}, [f"key {row['id']}, {row['role']}: its token is in {place}"]
+        store.rotate(self._named(), by=_operator(), show=_writer(place))
+        return _told(store.key(self._named()), place)
 
     def _token_place(self) -> Path:
         if self.token_file is None or self.token_file.exists():
@@ -128,9 +126,20 @@ class Access(Console):
         return self.key
 
     def _seconds(self) -> float | None:
-        from logsnr.core.moment import parse_moment
+        from logsnr.core.moment import later
 
-        return parse_moment(self.not_after).timestamp() if self.not_after else None
+        return None if self.not_after is None else later(self.not_after, time.time())
+
+
+def _told(row: dict[str, Any], place: Path) -> Told:
+    return {**row, "token_file": str(place)}, [f"key {row['id']}, {row['role']}: its token is in {place}"]
+
+
+def _writer(place: Path) -> Callable[[str], None]:
+    """Writes a token for the eyes of its owner, before it is in force."""
+    from logsnr.core.artifact import write_file
+
+    return lambda token: write_file(place, token + "\n", private=True)
 
 
 def _operator() -> Decision:

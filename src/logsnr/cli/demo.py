@@ -72,8 +72,9 @@ def _sections(parts: list[Any], table: list[tuple[str, str, str]]) -> list[Any]:
         "first command says where the administrator's token lies.",
         commands=[
             "logsnr serve fashion --db out/serve.db",
-            'logsnr access add-key --db out/serve.db --label me --concept "ankle boot" --token-file out/me.token',
-            "logsnr access verify --db out/serve.db",
+            "curl http://127.0.0.1:7860/v1/images/generations -H 'Content-Type: application/json' "
+            """-d '{"prompt": "a bag", "seed": 7}'""",
+            "logsnr access add-key --db out/serve.db --label me --token-file out/me.token",
         ],
     )
     overview = Section("One line per part", "What was shown, and what is planned.", (), table)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,24 +69,42 @@ class Serve(Console):
 
         if self.workers < 1 or not 0 <= self.port < 2**16:
             raise InputError("workers must be at least 1, and port one of 0 to 65535")
-        config = self._config()
+        config, port = self._config(), self._free_port()
         check_writable(self.db.parent)
         self._first_token()
-        level = "warning" if self.quiet else "info"
-        options: dict[str, Any] = {"host": self.host, "port": self.port, "log_level": level}
-        options |= {"proxy_headers": False, "server_header": False, "timeout_graceful_shutdown": 60, "backlog": 512}
         app = create_app(config)  # with several workers too: what is wrong is said once, and not by every one
-        self.say(f"serving {config.name} at http://{self.host}:{self.port}")
+        options: dict[str, Any] = {"host": self.host, "port": port, "log_level": "warning" if self.quiet else "info"}
+        options |= {"proxy_headers": False, "server_header": False, "backlog": 512}
+        options["timeout_graceful_shutdown"] = int(2 * config.max_seconds)
+        print(f"serving {config.name} at http://{self.host}:{port}", file=sys.stderr, flush=True)
         signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again, once all requests are finished
         if self.workers == 1:
             uvicorn.run(app, **options)
             return 0
         app.state.studio.engine.close()
+        del app
         os.environ[CONFIG] = json.dumps(to_dict(config))
         with tempfile.TemporaryDirectory() as shared:
             os.environ[SHARED] = shared
-            uvicorn.run("logsnr.serve.api:from_environment", factory=True, workers=self.workers, **options)
+            options |= {"workers": self.workers, "timeout_worker_healthcheck": 600}  # a model takes its time to load
+            uvicorn.run("logsnr.serve.api:from_environment", factory=True, **options)
         return 0
+
+    def _free_port(self) -> int:
+        """The port, or for 0 one that is free.
+
+        Raises:
+            InputError: it is taken, or the address is not this machine's.
+        """
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        try:
+            with socket.socket(family) as found:
+                found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                found.bind((self.host, self.port))
+                return int(found.getsockname()[1])
+        except OSError as error:
+            line = f"cannot listen at {self.host} port {self.port}: {error.strerror or error}"
+            raise InputError(f"{line}; choose another --port or --host") from None
 
     def _config(self) -> ServeConfig:
         own = self.host if self.host in _LOOPBACK else ""
@@ -111,8 +131,6 @@ class Serve(Console):
         from logsnr.core.artifact import write_file
         from logsnr.serve.store import Store
 
-        token = Store(self.db).first_admin()
-        if token:
-            place = self.db.with_name(f"{self.db.name}.admin-token")
-            write_file(place, token + "\n", private=True)
+        place = self.db.with_name(f"{self.db.name}.admin-token")
+        if Store(self.db).first_admin(lambda token: write_file(place, token + "\n", private=True)):
             self.say(f"the first administrator's token is in {place}: keep it to yourself")

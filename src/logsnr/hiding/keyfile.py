@@ -121,6 +121,14 @@ class KeyFile:
             KeyExpiredError, ModelMismatchError, KeyShapeError: as they say.
         """
         self.check_dates(now)
+        self.check_model(network)
+
+    def check_model(self, network: nn.Module) -> None:
+        """Refuse to be used on another network, or on one that cannot read it.
+
+        Raises:
+            ModelMismatchError, KeyShapeError: as they say.
+        """
         found, record = exact_fingerprint(network), self.record
         if found not in record.models:
             raise ModelMismatchError(

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
-from fastapi.responses import StreamingResponse
 
-from logsnr.core.moment import parse_moment
+from logsnr.core.moment import later
 from logsnr.serve.requests import GrantRequest, KeyRequest
 from logsnr.serve.rights import Admin, Auditor, Everyone
 from logsnr.serve.store import Store
+from logsnr.serve.studio import Studio
 
 
-def administration(store: Store) -> APIRouter:
-    """The routes over a store."""
+def administration(store: Store, studio: Studio) -> APIRouter:
+    """The routes over a store; concepts are those that the studio's keys bring back."""
     routes = APIRouter(prefix="/v1")
 
     @routes.get("/keys", summary="All keys, without their tokens")
@@ -53,19 +53,16 @@ def administration(store: Store) -> APIRouter:
 
     @routes.get("/concepts", summary="What the token unlocks")
     def concepts(decision: Everyone) -> dict[str, Any]:
-        return {"data": list(store.concepts(decision))}
+        return {"data": list(studio.valid(store.concepts(decision)))}
 
-    @routes.get("/audit", summary="The trail, one JSON object a line", response_class=StreamingResponse)
+    @routes.get("/audit", summary="The trail, one JSON object a line", response_class=Response)
     def trail(
         _: Auditor,
         after: Annotated[int, Query(ge=0, lt=2**62)] = 0,
-        limit: Annotated[int, Query(ge=1, le=100_000)] = 10_000,
-    ) -> StreamingResponse:
-        def lines() -> Iterator[str]:
-            for line in store.trail(after=after, limit=limit):
-                yield json.dumps(line, sort_keys=True) + "\n"
-
-        return StreamingResponse(lines(), media_type="application/jsonl")
+        limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+    ) -> Response:
+        lines = [json.dumps(line, sort_keys=True) + "\n" for line in store.trail(after=after, limit=limit)]
+        return Response("".join(lines), media_type="application/jsonl")
 
     @routes.get("/audit/head", summary="Number and digest of the last line: note them elsewhere")
     def head(_: Auditor) -> dict[str, Any]:
@@ -76,4 +73,4 @@ def administration(store: Store) -> APIRouter:
 
 
 def _seconds(moment: str | None) -> float | None:
-    return parse_moment(moment).timestamp() if moment else None
+    return None if moment is None else later(moment, time.time())

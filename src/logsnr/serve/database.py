@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +73,8 @@ def open_database(path: Path) -> Engine:
         InputError: it cannot be made or written.
         BrokenError: the file is no database of this kind.
     """
-    if not path.exists():
-        write_file(path, b"", private=True)
-    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 10})
+    _make(path, b"")
+    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 10}, hide_parameters=True)
     event.listen(engine, "connect", _prepare)
     event.listen(engine, "begin", _begin)
     try:
@@ -87,7 +87,7 @@ def open_database(path: Path) -> Engine:
 def _prepare(raw: Any, _: Any) -> None:
     """Transactions begin when they are told to; readers do not wait for writers."""
     raw.isolation_level = None
-    for line in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+    for line in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         raw.execute(f"PRAGMA {line}")
 
 
@@ -103,19 +103,36 @@ def _begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get("reads") else "BEGIN IMMEDIATE")
 
 
-def sealing_key(path: Path) -> bytes:
-    """The key of the audit's seals, beside the database; made where there is none, for its owner alone.
+def sealing_key(path: Path, *, new: bool) -> bytes:
+    """The key of the audit's seals, beside the database; made for its owner alone, if the audit is ``new``.
 
     Raises:
-        InputError: it cannot be made, or is no such key.
+        InputError: it is not there, or is no such key.
     """
     place = path.with_name(f"{path.name}.audit-key")
-    if not place.exists():
-        write_file(place, secrets.token_hex(32), private=True)
+    if new:
+        _make(place, secrets.token_hex(32).encode())
     try:
         found = bytes.fromhex(place.read_text(encoding="ascii"))
     except (OSError, ValueError):
         found = b""
     if len(found) != 32:
-        raise InputError(f"{place} is no key of the audit: restore it, or the trail cannot be verified")
+        raise InputError(f"{place} is not there or no key of the audit: restore it, or the trail cannot be verified")
     return found
+
+
+def _make(path: Path, content: bytes) -> None:
+    """A file for its owner alone, whole from its start; one that is there is left, whoever made it.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    if path.exists():
+        return
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    write_file(part, content, private=True)
+    try:
+        with suppress(FileExistsError):
+            os.link(part, path)
+    finally:
+        part.unlink()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from logsnr.models.pipeline import Pipeline, decode_latents
 from logsnr.models.prompted import Prompt
 from logsnr.serve.errors import RefusedError
+from logsnr.serve.meters import Meters
 from logsnr.solvers.config import SampleConfig
 from logsnr.solvers.sample import Samples, sampling
 
@@ -28,13 +29,14 @@ Preview = Callable[[int, Tensor], None]
 
 @dataclass
 class Job:
-    """One request for images of one prompt: a pipeline's name, seeds, and perhaps a key's prompt."""
+    """One request for images of one prompt: a pipeline, seeds, and perhaps a key's prompt."""
 
-    model: str
+    pipe: Pipeline
     prompt: str
     seeds: Sequence[int]
     config: SampleConfig
     key: Prompt | None = None
+    delta: str | None = None
     concepts: tuple[str, ...] = ()
     previews: int = 0
     preview: Preview | None = None
@@ -45,26 +47,23 @@ class Job:
     def fits(self, other: Job) -> bool:
         """Whether both can go through the network together."""
         layers = {job.key.layers for job in (self, other) if job.key}
-        same = (self.model, self.config) == (other.model, other.config)
+        same = self.pipe is other.pipe and self.config == other.config
         return same and len(layers) <= 1 and not self.previews and not other.previews
 
 
 class Engine:
-    """Pipelines by name, sampled by ``runners`` threads; ``queue`` requests wait at most."""
+    """Requests are sampled by ``runners`` threads; ``queue`` of them wait at most, ``max_seconds`` each."""
 
-    def __init__(self, pipes: Mapping[str, Pipeline], *, runners: int, queue: int, merge: int, max_seconds: float):
-        self.pipes, self.queue, self.merge, self.max_seconds = dict(pipes), queue, merge, max_seconds
+    def __init__(
+        self, *, runners: int, queue: int, merge: int = 1, max_seconds: float = 120.0, meters: Meters | None = None
+    ):
+        self.queue, self.merge, self.max_seconds, self.meters = queue, merge, max_seconds, meters
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._open, self.running = True, 0
         self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(runners)]
         for thread in self._threads:
             thread.start()
-
-    @property
-    def waiting(self) -> int:
-        """Requests in the queue."""
-        return len(self._waiting)
 
     @property
     def ready(self) -> bool:
@@ -80,10 +79,12 @@ class Engine:
         with self._changed:
             if not self._open:
                 raise RefusedError(503, "stopping", "the server is about to stop", retry_after=5)
+            self._waiting = deque(other for other in self._waiting if not other.cancelled.is_set())
             if len(self._waiting) >= self.queue:
                 raise RefusedError(503, "full", f"{self.queue} requests wait already: try again later", retry_after=1)
             job.due = time.monotonic() + self.max_seconds
             self._waiting.append(job)
+            self._tell()
             self._changed.notify()
 
     def close(self) -> None:
@@ -106,6 +107,7 @@ class Engine:
             finally:
                 with self._changed:
                     self.running -= len(jobs)
+                    self._tell()
 
     def _next(self) -> list[Job]:
         """The request that waits longest, and those that can go with it; none when the server stops."""
@@ -125,7 +127,13 @@ class Engine:
                     break
             jobs = [job, *self._company(job)]
             self.running += len(jobs)
+            self._tell()
             return jobs
+
+    def _tell(self) -> None:
+        if self.meters:
+            self.meters.waiting.set(len(self._waiting))
+            self.meters.running.set(self.running)
 
     def _company(self, first: Job) -> list[Job]:
         """Further requests that are sampled with the first, as many as ``merge`` images allow."""
@@ -140,9 +148,9 @@ class Engine:
 
     def _sample(self, jobs: Sequence[Job]) -> None:
         first = jobs[0]
-        pipe, rows = self.pipes[first.model], [(job, seed) for job in jobs for seed in job.seeds]
+        rows = [(job, seed) for job in jobs for seed in job.seeds]
         options = {"seeds": [seed for _, seed in rows], "key": [job.key for job, _ in rows], "config": first.config}
-        run = sampling(pipe, [job.prompt for job, _ in rows], batch_size=len(rows), **options)
+        run = sampling(first.pipe, [job.prompt for job, _ in rows], batch_size=len(rows), **options)
         shown = _shown_steps(first) if first.preview else {}
         step = 0
         while True:
@@ -159,7 +167,7 @@ class Engine:
             step += 1
             if step in shown and first.preview:
                 with torch.inference_mode():
-                    first.preview(shown[step], decode_latents(pipe, latents))
+                    first.preview(shown[step], decode_latents(first.pipe, latents))
 
 
 def _shown_steps(job: Job) -> dict[int, int]:

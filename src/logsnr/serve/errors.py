@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from logsnr.core.errors import LogsnrError
+from sqlalchemy.exc import SQLAlchemyError
+
+from logsnr.core.errors import InputError, LogsnrError, MissingError, UnsupportedError
 
 TYPES = {
     400: "invalid_request_error",
@@ -15,6 +17,17 @@ TYPES = {
     409: "conflict_error",
     429: "rate_limit_error",
 }
+
+
+def as_refusal(error: Exception) -> RefusedError:
+    """What a client is told of an error: of one that is not its own, nothing."""
+    if isinstance(error, RefusedError):
+        return error
+    if isinstance(error, InputError | MissingError | UnsupportedError):
+        return RefusedError(400, "input", str(error))
+    if isinstance(error, SQLAlchemyError):
+        return RefusedError(503, "no_database", "the server's database cannot be used now", retry_after=5)
+    return RefusedError(500, "broken", "something went wrong here")
 
 
 class RefusedError(LogsnrError):

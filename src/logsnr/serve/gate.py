@@ -14,14 +14,15 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
-from logsnr.serve.errors import RefusedError
+from logsnr.serve.errors import RefusedError, as_refusal
 from logsnr.serve.meters import Meters
-from logsnr.serve.store import Ask, Decision, Store
+from logsnr.serve.store import Ask, Decision, Store, Valid
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -42,7 +43,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Gate:
-    """Decides by a store; ``told`` goes into each line of the audit, such as the model's fingerprint."""
+    """Decides by a store; ``told`` goes into each line of the audit, and ``valid`` are concepts that have a key."""
 
     def __init__(
         self,
@@ -52,9 +53,10 @@ class Gate:
         meters: Meters | None = None,
         told: dict[str, Any] | None = None,
         log_prompts: bool = False,
+        valid: Valid = tuple,
     ):
         self.app, self.store, self.meters = app, store, meters or Meters()
-        self.told, self.log_prompts = told or {}, log_prompts
+        self.told, self.log_prompts, self.valid = told or {}, log_prompts, valid
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer a refused request; pass on every other with its decision, and without its token."""
@@ -69,14 +71,13 @@ class Gate:
             token, body = _token(scope), await _body(scope, receive, self.store.limits.body_bytes)
             ask, body = self._ask(scope, request, token, body)
             decision = await self._decide(ask)
+            await self._pass(scope, body, receive, passed, decision)
         except RefusedError as refusal:
             self.meters.refusals.labels(refusal.code).inc()
             await refuse(passed, refusal)
-        else:
-            await self._pass(scope, body, receive, passed, decision)
         finally:
             self.meters.requests.labels(str(passed.status or 499)).inc()
-            if scope.get("path") == GENERATIONS and passed.status == 200:
+            if is_generation(scope) and passed.status == 200:
                 self.meters.seconds.observe(time.monotonic() - begun)
 
     async def _pass(self, scope: Message, body: bytes, receive: Receive, passed: _Passed, decision: Decision) -> None:
@@ -86,19 +87,23 @@ class Gate:
         inner = {**scope, "headers": headers, "state": {**scope.get("state", {}), "decision": decision}}
         try:
             await self.app(inner, _again(body, receive), passed)
+        except Exception as error:
+            _LOG.error("a request failed: %s", type(error).__name__)
+            if not passed.status:
+                await refuse(passed, as_refusal(error))
         finally:
-            if decision.spent and (passed.status or 500) >= 400:
+            if (passed.status or 500) >= 400 and (decision.spent or decision.concepts):
                 try:
-                    await run_in_threadpool(self.store.give_back, decision)
+                    await run_in_threadpool(self.store.undone, decision, passed.status or 499)
                 except (SQLAlchemyError, OSError):
                     self._unwritten()
 
     def _ask(self, scope: Message, request: str, token: str | None, body: bytes) -> tuple[Ask, bytes]:
         """What a request asks for; one for images gets a seed here, so that the audit knows it."""
-        address = (scope.get("client") or ("unknown", 0))[0]
-        if (scope["method"], scope["path"]) != ("POST", GENERATIONS):
+        address = _address(scope)
+        if not is_generation(scope):
             return Ask(request, address, token), body
-        asked = _parsed(body)
+        asked = {name: value for name, value in _parsed(body).items() if value is not None}
         asked.setdefault("seed", secrets.randbelow(2**32))
         images, prompt = _images(asked), asked.get("prompt")
         text = prompt if isinstance(prompt, str) else ""
@@ -116,11 +121,11 @@ class Gate:
         if ask.token is None and not ask.images:
             return Decision(ask.request)
         try:
-            found = await run_in_threadpool(self.store.decide, ask)
+            found = await run_in_threadpool(self.store.decide, ask, self.valid)
         except (SQLAlchemyError, OSError):
             self._unwritten()
             if ask.token is None and not ask.unlock:
-                return Decision(ask.request)
+                return Decision(ask.request, images=ask.images)
             raise RefusedError(503, "no_audit", "keys cannot be enforced at the moment", retry_after=5) from None
         if isinstance(found, RefusedError):
             raise found
@@ -145,6 +150,23 @@ class _Passed:
             more = [(name.encode(), value.encode()) for name, value in added.items()]
             message = {**message, "headers": [*message.get("headers", []), *more]}
         await self.send(message)
+
+
+def is_generation(scope: Message) -> bool:
+    """Whether a request is for images, wherever the application is mounted."""
+    root = scope.get("root_path", "").rstrip("/")
+    paths = (GENERATIONS, f"{root}{GENERATIONS}")
+    return scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in paths
+
+
+def _address(scope: Message) -> str:
+    """Where a request comes from; of IPv6 the network, for everybody there has as many addresses as they like."""
+    text = (scope.get("client") or ("unknown", 0))[0]
+    try:
+        found = ip_address(text)
+    except ValueError:
+        return text
+    return str(ip_network(f"{text.partition('%')[0]}/64", strict=False)) if found.version == 6 else text
 
 
 async def refuse(send: Send, refusal: RefusedError) -> None:

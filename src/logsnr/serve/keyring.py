@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from logsnr.core.errors import MissingError
+from logsnr.core.errors import BrokenError, MissingError
 from logsnr.hiding.errors import ConceptKeyError, KeyExpiredError
 from logsnr.hiding.keyfile import KeyFile, read_key
 from logsnr.hiding.lock import Secret, open_sealed, read_identities
@@ -29,23 +30,23 @@ class Unlocked:
 
 @dataclass(frozen=True, repr=False)
 class Keyring:
-    """Opened keys by the concepts that they bring back; of two for one concept, the first file by name."""
+    """Opened keys by the concepts that they bring back; of several for one, the first valid by its file's name."""
 
-    by_concept: dict[str, KeyFile] = field(default_factory=dict)
+    by_concept: dict[str, list[KeyFile]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"Keyring({len(self.by_concept)} concepts)"
 
     def valid(self, concepts: Sequence[str], now: datetime | None = None) -> tuple[str, ...]:
         """Those of these concepts that have a key here, within its dates."""
-        return tuple(concept for concept in concepts if self._is_valid(concept, now or datetime.now(UTC)))
+        return tuple(concept for concept in concepts if self._key(concept, now or datetime.now(UTC)))
 
-    def _is_valid(self, concept: str, now: datetime) -> bool:
-        try:
-            self.by_concept[concept].check_dates(now)
-        except (KeyError, KeyExpiredError):
-            return False
-        return True
+    def _key(self, concept: str, now: datetime) -> KeyFile | None:
+        for key in self.by_concept.get(concept, []):
+            with suppress(KeyExpiredError):
+                key.check_dates(now)
+                return key
+        return None
 
     def unlocked(self, concepts: Sequence[str]) -> Unlocked:
         """What brings these concepts back, together.
@@ -53,14 +54,16 @@ class Keyring:
         Raises:
             RefusedError: 403, a concept has no valid key here; 400, keys that cannot be read together.
         """
-        if self.valid(concepts) != tuple(concepts):
+        found = [self._key(concept, datetime.now(UTC)) for concept in concepts]
+        keys = {key.record.key_id: key for key in found if key}
+        if None in found:
             raise RefusedError(403, "no_key", "a concept that was asked for has no valid key here")
-        keys = {key.record.key_id: key for key in map(self.by_concept.__getitem__, concepts)}
         return _together(list(keys.values()))
 
     def exact(self) -> dict[str, KeyFile]:
         """The keys that hold original weights, by their names."""
-        return {key.record.key_id: key for key in self.by_concept.values() if key.originals}
+        keys = (key for several in self.by_concept.values() for key in several)
+        return {key.record.key_id: key for key in keys if key.originals}
 
 
 def open_keyring(folder: Path | None, identity: Path | None, network: nn.Module) -> Keyring:
@@ -78,17 +81,11 @@ def open_keyring(folder: Path | None, identity: Path | None, network: nn.Module)
     places = sorted(place for place in folder.iterdir() if place.is_file() and not _beside(place))
     if not places:
         raise MissingError(f"{folder} holds no key: put key files of `hide` into it, or leave --key-dir out")
-    identities, found = read_identities(identity), dict[str, KeyFile]()
+    identities, found = read_identities(identity), dict[str, list[KeyFile]]()
     for place in places:
-        key = _open(place, identities)
-        try:
-            key.check(network)
-        except KeyExpiredError:
-            pass
-        except ConceptKeyError as error:
-            raise type(error)(f"{place}: {error}") from None
+        key = _open(place, identities, network)
         for concept in key.record.concepts:
-            found.setdefault(concept, key)
+            found.setdefault(concept, []).append(key)
     return Keyring(found)
 
 
@@ -97,14 +94,19 @@ def _beside(place: Path) -> bool:
     return place.suffix == ".json" or place.name.startswith(".")
 
 
-def _open(place: Path, identities: Sequence[Secret]) -> KeyFile:
+def _open(place: Path, identities: Sequence[Secret], network: nn.Module) -> KeyFile:
+    """A key whose model is this one; its dates are looked at whenever it is used."""
     try:
         content, sidecar = read_key(place), Sidecar.open(place)
         if sidecar is not None:
             sidecar.check(content)
-        return KeyFile.from_bytes(open_sealed(content, identities))
+        key = KeyFile.from_bytes(open_sealed(content, identities))
+        key.check_model(network)
     except ConceptKeyError as error:
         raise type(error)(f"{place}: {error}") from None
+    except OSError as error:
+        raise BrokenError(f"{place} cannot be read: {error.strerror}") from None
+    return key
 
 
 def _together(keys: Sequence[KeyFile]) -> Unlocked:

@@ -11,9 +11,9 @@ from fastapi.responses import FileResponse
 
 from logsnr.models.pipeline import denoiser_of
 from logsnr.serve.errors import RefusedError
-from logsnr.serve.images import Studio
 from logsnr.serve.requests import Grid
 from logsnr.serve.rights import Everyone
+from logsnr.serve.studio import Studio
 from logsnr.solvers.config import SampleConfig
 from logsnr.solvers.sample import make_run
 
@@ -35,18 +35,17 @@ def pages(studio: Studio) -> APIRouter:
 
     @routes.get("/v1/models", summary="The model, its own size and its deltas")
     def models(_: Everyone) -> dict[str, Any]:
-        steps, guidance = studio.defaults
-        told = {"size": studio.size, "steps": steps, "guidance_scale": guidance, "max_steps": studio.max_steps}
-        deltas = [name for name in studio.engine.pipes if name not in (studio.name, *studio.keyring.exact())]
-        return {"object": "list", "data": [{"id": studio.name, "object": "model", **told, "deltas": deltas}]}
+        told = {"size": studio.size, "steps": studio.steps, "guidance_scale": studio.guidance}
+        told |= {"max_steps": studio.config.max_steps, "deltas": list(studio.deltas)}
+        return {"object": "list", "data": [{"id": studio.name, "object": "model", **told}]}
 
     @routes.get("/v1/schedule", summary="The noise levels of a run")
     def schedule(
         _: Everyone, steps: Annotated[int, Query(ge=1, le=1000)] = 20, grid: Grid = "scheduler"
     ) -> dict[str, Any]:
-        if steps > studio.max_steps:
-            raise RefusedError(400, "steps", f"a request has at most {studio.max_steps} steps", param="steps")
-        pipe = studio.engine.pipes[studio.name]
+        most, pipe = studio.config.max_steps, studio.pipe
+        if steps > most:
+            raise RefusedError(400, "steps", f"a request has at most {most} steps", param="steps")
         levels, _solver = make_run(pipe, denoiser_of(pipe).schedule, SampleConfig(steps=steps, grid=grid))
         rows = [{"t": at.t, "alpha": at.alpha, "sigma": at.sigma, "log_snr": at.log_snr} for at in levels]
         return {"levels": [{name: v if math.isfinite(v) else None for name, v in row.items()} for row in rows]}

@@ -60,10 +60,36 @@ class ImageRequest(BaseModel):
         return SampleConfig(**told, solver=Path(self.solver) if self.solver else None, negative=self.negative_prompt)
 
 
+class Made(BaseModel):
+    """One image: a PNG file in base64, which carries its settings, and its seed."""
+
+    b64_json: str
+    seed: int
+
+
+class ImageResponse(BaseModel):
+    """Images, in the OpenAI Images format, and what they cost."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"created": 1800000000, "data": [{"b64_json": "iVBORw0...", "seed": 7}]}]}
+    )
+
+    created: int
+    data: list[Made]
+    output_format: Literal["png"] = "png"
+    size: str = "32x32"
+    nfe: int = Field(20, description="Steps of the solver.")
+    network_evaluations: int = Field(40, description="Samples through the network; a guided step has two.")
+
+
 class KeyRequest(BaseModel):
     """A new key for a person or a program."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"examples": [{"role": "member", "label": "Ann", "concepts": ["sandal"]}]},
+    )
 
     role: Literal["admin", "member", "auditor"]
     label: str = Field("", max_length=200, description="For people: whose it is.")
@@ -75,7 +101,11 @@ class KeyRequest(BaseModel):
 class GrantRequest(BaseModel):
     """A concept for a member's key."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"examples": [{"key": "df599da4e22eaefb", "concept": "sandal"}]},
+    )
 
     key: Name
     concept: Name

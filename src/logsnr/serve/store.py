@@ -8,7 +8,7 @@ from __future__ import annotations
 import hmac
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -25,6 +25,7 @@ from logsnr.serve.errors import RefusedError
 from logsnr.serve.limits import DAY, add_failure, add_images, check_budget, check_failures, check_rate
 from logsnr.serve.tokens import Token, new_token, read_token
 
+Valid = Callable[[Sequence[str]], tuple[str, ...]]
 Role = Literal["admin", "member", "auditor"]
 ROLES: tuple[Role, ...] = ("admin", "member", "auditor")
 """admin: tokens and grants; member: images with the concepts that it is granted; auditor: the trail."""
@@ -51,6 +52,8 @@ class Decision:
     key: str | None = None
     role: Role | None = None
     concepts: tuple[str, ...] = ()
+    images: int | None = None
+    """How many it was made for; None: nobody has counted."""
     spent: tuple[str, int, int] | None = None
     """Whose budget, of which day, and how many images."""
 
@@ -59,7 +62,9 @@ class Store:
     """The database behind every worker; ``clock`` gives seconds since 1970."""
 
     def __init__(self, path: Path, limits: Limits | None = None, *, clock: Callable[[], float] = time.time):
-        self.engine, self.seal = open_database(path), sealing_key(path)
+        self.engine = open_database(path)
+        with reading(self.engine) as connection:
+            self.seal = sealing_key(path, new=audit.head(connection)[0] == 0)
         self.limits, self.clock, self._turn = limits or Limits(), clock, Lock()
 
     @contextmanager
@@ -70,24 +75,48 @@ class Store:
 
     # What the gate asks
 
-    def decide(self, ask: Ask) -> Decision | RefusedError:
-        """The answer to a request, once it is written down."""
+    def decide(self, ask: Ask, valid: Valid = tuple) -> Decision | RefusedError:
+        """The answer to a request, once it is written down; ``valid`` are those of concepts that have a key here."""
+        if waiting := self._waits(ask):
+            return waiting
         with self._writing() as connection:
             try:
-                return self._decide(connection, ask)
+                return replace(self._decide(connection, ask, valid), images=ask.images)
             except RefusedError as refusal:
                 if refusal.blamed:
                     add_failure(connection, refusal.blamed, self.limits.failures, self.clock())
-                    self._write(connection, ask.request, None, {"decision": refusal.code, **ask.told, **_asked(ask)})
+                    told = {"decision": refusal.code, "blamed": refusal.blamed, **ask.told, **_asked(ask)}
+                    self._write(connection, ask.request, None, told)
                 return refusal
 
-    def _decide(self, connection: Connection, ask: Ask) -> Decision:
+    def _waits(self, ask: Ask) -> RefusedError | None:
+        """The refusal of a bad token from where there were too many, which takes no lock and writes nothing."""
+        if ask.token is None:
+            return None
+        with reading(self.engine) as connection:
+            try:
+                self._known(connection, ask, self.clock())
+            except RefusedError as refusal:
+                return refusal if refusal.status == 429 else None
+        return None
+
+    def undone(self, decision: Decision, status: int) -> None:
+        """Write down that what was unlocked was not made, and give its images back."""
+        with self._writing() as connection:
+            if decision.concepts:
+                told = {"decision": "not_made", "concepts": list(decision.concepts), "status": status}
+                self._write(connection, decision.request, decision, told)
+            if decision.spent:
+                name, day, images = decision.spent
+                add_images(connection, name, day, -images)
+
+    def _decide(self, connection: Connection, ask: Ask, valid: Valid) -> Decision:
         now, limits = self.clock(), self.limits
         if ask.token is None:
             return self._anonymous(connection, ask, now)
         key = self._known(connection, ask, now)
         check_rate(connection, f"key {key.id}", limits.requests_per_minute, now)
-        concepts = self._granted(connection, key, ask, now)
+        concepts = self._granted(connection, key, ask, now, valid)
         decision = Decision(ask.request, key.id, key.role, concepts)
         if not ask.images:
             return decision
@@ -112,17 +141,17 @@ class Store:
         token = read_token(ask.token or "") or Token("", "")
         row = connection.execute(select(KEYS).where(KEYS.c.prefix == token.prefix)).first()
         known = token.matches(row.digest if row else None)
-        if not row or not known or row.revoked is not None or (row.not_after or now) < now:
+        if not row or not known or row.revoked is not None or _over(row.not_after, now):
             line = "this token is not valid, or not any more"
             raise _failed(connection, f"address {ask.address}", now, 401, "bad_token", line)
         return row
 
-    def _granted(self, connection: Connection, key: Row[Any], ask: Ask, now: float) -> tuple[str, ...]:
+    def _granted(self, connection: Connection, key: Row[Any], ask: Ask, now: float, valid: Valid) -> tuple[str, ...]:
         if not ask.unlock:
             return ()
         mine = self._concepts(connection, key.id, now)
         if ask.unlock == "auto":
-            return mine
+            return valid(mine)
         wanted = tuple(dict.fromkeys(ask.unlock))
         if not set(wanted) <= set(mine):
             raise _failed(connection, f"key {key.id}", now, 403, "not_granted", "this token does not unlock that")
@@ -131,14 +160,7 @@ class Store:
     def _concepts(self, connection: Connection, key: str, now: float) -> tuple[str, ...]:
         query = select(GRANTS.c.concept, GRANTS.c.not_after).where(GRANTS.c.key == key, GRANTS.c.revoked.is_(None))
         rows = connection.execute(query.order_by(GRANTS.c.concept))
-        return tuple(dict.fromkeys(row.concept for row in rows if (row.not_after or now) >= now))
-
-    def give_back(self, decision: Decision) -> None:
-        """Images of a decision that were not made are not spent."""
-        if decision.spent:
-            name, day, images = decision.spent
-            with self._writing() as connection:
-                add_images(connection, name, day, -images)
+        return tuple(dict.fromkeys(row.concept for row in rows if not _over(row.not_after, now)))
 
     # What administrators do
 
@@ -151,8 +173,11 @@ class Store:
         concepts: tuple[str, ...] = (),
         images_per_day: int | None = None,
         not_after: float | None = None,
+        show: Callable[[str], None] | None = None,
     ) -> tuple[str, dict[str, Any]]:
         """A new token, shown here and never again, and its record; with grants, if it is a member's.
+
+        ``show`` gets the token first: what it raises leaves no key behind.
 
         Raises:
             RefusedError: 400, the role is none, or has no grants.
@@ -169,10 +194,12 @@ class Store:
             self._write(connection, by.request, by, told)
             for concept in concepts:
                 self._grant(connection, name, concept, not_after, by)
+            if show:
+                show(text)
         return text, self.key(name)
 
-    def rotate(self, name: str, *, by: Decision) -> str:
-        """A new token for the same key; the old one is refused from now on.
+    def rotate(self, name: str, *, by: Decision, show: Callable[[str], None] | None = None) -> str:
+        """A new token for the same key, first given to ``show``; the old one is refused from now on.
 
         Raises:
             RefusedError: 404, there is no such key in use.
@@ -183,6 +210,8 @@ class Store:
             new = {"prefix": token.prefix, "digest": token.digest}
             connection.execute(update(KEYS).where(KEYS.c.id == name).values(new))
             self._write(connection, by.request, by, {"decision": "key_rotated", "subject": name})
+            if show:
+                show(text)
         return text
 
     def revoke(self, name: str, *, by: Decision) -> None:
@@ -273,11 +302,11 @@ class Store:
         """A text's hash by the seal's key: the same text is recognised, and guesses cannot be tried without it."""
         return hmac.digest(self.seal, f"text {text}".encode("utf-8", "surrogatepass"), "sha256").hex()
 
-    def first_admin(self) -> str | None:
-        """The first administrator's token, where no key in use is one's; else None."""
+    def first_admin(self, show: Callable[[str], None] | None = None) -> str | None:
+        """The first administrator's token, where no key in use is one's, first given to ``show``; else None."""
         if any(row["role"] == "admin" and not row["revoked"] for row in self.keys()):
             return None
-        return self.add_key("admin", "first", by=Decision("start"))[0]
+        return self.add_key("admin", "first", by=Decision("start"), show=show)[0]
 
     def _write(self, connection: Connection, request: str, by: Decision | None, told: dict[str, Any]) -> None:
         moment = datetime.fromtimestamp(self.clock(), UTC).isoformat(timespec="milliseconds")
@@ -292,6 +321,10 @@ def _failed(connection: Connection, blamed: str, now: float, status: int, code: 
     """
     check_failures(connection, blamed, now)
     return RefusedError(status, code, line, param="unlock" if status == 403 else None, blamed=blamed)
+
+
+def _over(not_after: float | None, now: float) -> bool:
+    return not_after is not None and not_after < now
 
 
 def _asked(ask: Ask) -> dict[str, Any]:

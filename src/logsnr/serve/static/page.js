@@ -114,8 +114,8 @@ async function draw(image, delta) {
   let made;
   for await (const event of events(asked)) {
     if (event.type === "error") throw new Error(event.error.message);
-    image.src = source(event.b64_json ?? event.data[0].b64_json);
-    if (event.data) made = { seed: event.data[0].seed, nfe: event.nfe, src: image.src, asked };
+    image.src = source(event.b64_json);
+    if (event.type === "image_generation.completed") made = { seed: event.seed, nfe: event.nfe, src: image.src, asked };
   }
   if (!made) throw new Error("The server stopped before the image was finished.");
   return made;
