@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import time
+import warnings
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -145,3 +148,30 @@ def test_a_recording_does_not_keep_its_module_alive() -> None:
     del unet, call, network
     gc.collect()
     assert seen() is None
+
+
+def test_threads_that_come_at_once_record_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded: list[int] = []
+    own = replay._record
+
+    def counting(*arguments: object) -> object:
+        recorded.append(1)
+        time.sleep(0.2)
+        return own(*arguments)
+
+    monkeypatch.setattr(replay, "_record", counting)
+    module = tiny_sd().unet.eval()
+    call, network = called(module, 3)
+    xt, timestep, cond = inputs()
+
+    def once(_: int) -> Tensor:
+        with torch.no_grad():
+            return network(xt, timestep, **cond)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(once, range(4)))
+    assert len(recorded) == 1
+    assert all(torch.equal(found[0], other) for other in found)
+    assert call.num == 4, "three calls, and the one that is recorded"

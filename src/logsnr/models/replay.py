@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,6 +21,8 @@ CALLS_BEFORE_RECORDING = 100
 """Recording costs what it saves in about 200 calls: half of that is the price of not knowing how many will come."""
 
 _PROCESSORS = (type(None), AttnProcessor, AttnProcessor2_0, JointAttnProcessor2_0)
+_RECORDING = Lock()
+"""One thread records, and the others wait for what it makes: the filter of warnings is everybody's."""
 _RECORDINGS: WeakKeyDictionary[nn.Module, dict[Any, Any]] = WeakKeyDictionary()
 
 
@@ -48,7 +51,9 @@ def replaying(module: nn.Module, call: Callable[..., Tensor]) -> Callable[..., T
         if found < CALLS_BEFORE_RECORDING:
             recordings[key] = found + 1
             return call(xt, timestep, **cond)
-        recordings[key] = _record(module, call, tuple(cond), inputs)
+        with _RECORDING:
+            if isinstance(recordings.get(key, 0), int):
+                recordings[key] = _record(module, call, tuple(cond), inputs)
         return recordings[key](*inputs)
 
     return network

@@ -75,7 +75,7 @@ def add_failure(connection: Connection, blamed: str, forgiven: int, now: float) 
     connection.execute(delete(FAILURES).where(FAILURES.c.last < now - 2 * LONGEST))
     tries = 1 + (connection.scalar(select(FAILURES.c.tries).where(FAILURES.c.blamed == blamed)) or 0)
     doubled = min(tries - forgiven - 1, 20)
-    wait = min(2.0**doubled, LONGEST) if doubled >= 0 else 0.0
-    values = {"tries": tries, "last": now, "until": now + wait}
+    until = now + min(2.0**doubled, LONGEST) if doubled >= 0 else 0.0
+    values = {"tries": tries, "last": now, "until": until}
     found = insert(FAILURES).values(blamed=blamed, **values)
     connection.execute(found.on_conflict_do_update(index_elements=["blamed"], set_=values))
