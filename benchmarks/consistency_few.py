@@ -10,7 +10,8 @@ second call's level, by a model of a seed, images and a judge that report nothin
 configuration and measures it there; ``teacher`` measures the teacher at 1, 2, 4, 8 and 20 evaluations by the guidance,
 and then the solver, that were best in the same way, tables calibrated for that guidance among them. Accuracies are the
 second judge's; distances are Frechet distances in its features, of 10,000 images to the training images. What is done
-is kept in results/consistency/; models and looks go to runs/. ``look`` tries other options on 2,000 images, and keeps nothing.
+is kept in results/consistency/; models and looks go to runs/. ``look`` tries other options on 2,000 images, and keeps
+nothing.
 """
 
 from __future__ import annotations
