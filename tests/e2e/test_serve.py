@@ -166,6 +166,7 @@ def test_workers_share_tokens_limits_and_numbers(
             assert len({images(each)[0] for each in found}) == 4
             statuses = [each.status_code for each in pool.map(lambda _: server.ask(), range(12))]
         assert sorted(statuses) == [200] * 9 + [429] * 3
+        assert 'logsnr_images_total{unlocked="true"} 16.0' in server.get("/metrics").text
         (folder / "keys" / "sandal.key").rename(folder / "aside.key")
         server.process.send_signal(signal.SIGHUP)
         for _ in range(120):  # workers are replaced one after another
@@ -174,7 +175,6 @@ def test_workers_share_tokens_limits_and_numbers(
             time.sleep(0.5)
         (folder / "aside.key").rename(folder / "keys" / "sandal.key")
         assert server.ask(token, unlock=["sandal"]).status_code == 403, "in every worker"
-        assert 'logsnr_images_total{unlocked="true"} 16.0' in server.get("/metrics").text
         result(capsys, "access", "revoke", "--db", str(database), "--key", key)
         assert {server.ask(token).status_code for _ in range(6)} == {401}
         assert Store(database).verify() is None

@@ -68,11 +68,11 @@ def _sections(parts: list[Any], table: list[tuple[str, str, str]]) -> list[Any]:
     )
     serve = Section(
         "As a server",
-        "An API in the OpenAI Images format and a page on http://127.0.0.1:7860, from the extra logsnr[serve]; the "
+        "An API in the OpenAI Images format and a page at 127.0.0.1:7860, from the extra logsnr[serve]; the "
         "first command says where the administrator's token lies.",
         commands=[
             "logsnr serve fashion --db out/serve.db",
-            "curl http://127.0.0.1:7860/v1/images/generations -H 'Content-Type: application/json' "
+            "curl 127.0.0.1:7860/v1/images/generations -H 'Content-Type: application/json' "
             """-d '{"prompt": "a bag", "seed": 7}'""",
             "logsnr access add-key --db out/serve.db --label me --token-file out/me.token",
         ],
