@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import stat
 from pathlib import Path
@@ -359,3 +360,13 @@ def test_unusable_state_is_refused(tmp_path: Path) -> None:
     for wrong in ({"queue": 0}, {"identity": Path("x")}, {"deltas": (Path("a/d"), Path("b/d"))}, {"max_seconds": 0.0}):
         with pytest.raises(InputError):
             ServeConfig(model="fashion", database=Path("x"), **wrong)
+
+
+def test_no_secret_is_compared_by_equality() -> None:
+    source = Path(__file__).parents[2] / "src" / "logsnr"
+    name = r"\b\w*(?:digest|seal|token|secret)\b(?!\.)"
+    wrong = re.compile(rf"{name}\)?\s*[=!]=|[=!]=\s*{name}")
+    assert wrong.search("if row.digest == token.digest:")
+    files = [*(source / "serve").glob("*.py"), *(source / "hiding").glob("*.py")]
+    assert len(files) > 20
+    assert [(file.name, line) for file in files for line in file.read_text().splitlines() if wrong.search(line)] == []
