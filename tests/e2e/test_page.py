@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import uvicorn
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from served import config, hidden_model
 
 from logsnr.serve.api import create_app
+from logsnr.serve.background import in_background
 from logsnr.serve.config import Limits, ServeConfig
 from logsnr.serve.store import Decision
 from logsnr.worlds.load import load_world
@@ -35,16 +33,8 @@ def at(told: ServeConfig) -> Iterator[tuple[str, str]]:
     """A server on loopback in this process: its URL, and a member's token."""
     app = create_app(told)
     token, _ = app.state.store.add_key("member", "me", by=Decision("test"), concepts=("sandal",))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", token
-    finally:
-        server.should_exit = True
-        thread.join(60)
+    with in_background(app) as url:
+        yield url, token
 
 
 @pytest.fixture(scope="module")

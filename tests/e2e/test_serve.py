@@ -18,10 +18,10 @@ from typing import Any
 
 import httpx2
 import pytest
-import uvicorn
 from commands import called, result
 from served import GENERATIONS, PROMPT, bearer, hidden_model, images
 
+from logsnr.serve.background import in_background
 from logsnr.serve.store import Decision, Store
 from logsnr.serve.upstream import Target, guarded
 
@@ -273,31 +273,22 @@ def test_the_gate_stands_before_another_engine(
     with running(folder, tmp_path / "s.db") as engine, original as other:
         public, unlocked = Target(engine.url, "fashion"), {"sandal": Target(other.url, "fashion")}
         app = guarded(store, public=public, unlocked=unlocked)
-        port = free_port()
-        server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
-        with ThreadPoolExecutor(1) as pool:
-            done = pool.submit(server.run)
-            while not server.started:
-                time.sleep(0.05)
-            gate = Running(engine.process, f"http://127.0.0.1:{port}", engine.log)
-            try:
-                assert images(gate.ask(model="original")) == images(engine.ask()), "whatever name is asked for"
-                assert images(gate.ask(token)) == images(engine.ask())
-                told = gate.ask(token, unlock=["sandal"])
-                assert images(told) == images(other.ask()) != images(engine.ask())
-                assert told.headers["x-concepts-unlocked"] == "sandal"
-                assert images(gate.ask(token, unlock="auto")) == images(other.ask())
-                assert gate.ask(token, unlock=["boot"]).json()["error"]["code"] == "no_model"
-                for more in ({"lora": {"local_path": "/srv"}}, {"seed": float("nan")}, {"num_inference_steps": 10**6}):
-                    content = json.dumps({"prompt": PROMPT, **more})
-                    kind = {"content-type": "application/json"}
-                    answer = httpx2.post(f"{gate.url}{GENERATIONS}", content=content, headers=kind, trust_env=False)
-                    assert answer.status_code == 400, more
-                assert gate.ask("lsnr_bad").status_code == 401
-                assert gate.get("/v1/keys", token).status_code == 404
-                assert engine.end(signal.SIGKILL)
-                assert gate.ask().status_code == 503
-            finally:
-                server.should_exit = True
-                done.result(30)
+        with in_background(app) as url:
+            gate = Running(engine.process, url, engine.log)
+            assert images(gate.ask(model="original")) == images(engine.ask()), "whatever name is asked for"
+            assert images(gate.ask(token)) == images(engine.ask())
+            told = gate.ask(token, unlock=["sandal"])
+            assert images(told) == images(other.ask()) != images(engine.ask())
+            assert told.headers["x-concepts-unlocked"] == "sandal"
+            assert images(gate.ask(token, unlock="auto")) == images(other.ask())
+            assert gate.ask(token, unlock=["boot"]).json()["error"]["code"] == "no_model"
+            for more in ({"lora": {"local_path": "/srv"}}, {"seed": float("nan")}, {"num_inference_steps": 10**6}):
+                content = json.dumps({"prompt": PROMPT, **more})
+                kind = {"content-type": "application/json"}
+                answer = httpx2.post(f"{gate.url}{GENERATIONS}", content=content, headers=kind, trust_env=False)
+                assert answer.status_code == 400, more
+            assert gate.ask("lsnr_bad").status_code == 401
+            assert gate.get("/v1/keys", token).status_code == 404
+            assert engine.end(signal.SIGKILL)
+            assert gate.ask().status_code == 503
     assert [line["event"]["decision"] for line in store.trail()].count("unlocked") == 3
