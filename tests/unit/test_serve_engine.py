@@ -92,6 +92,16 @@ def test_company_is_only_what_fits(pipe: Pipeline) -> None:
     engine.close()
 
 
+def test_equal_requests_with_keys_of_their_own_are_told_apart(pipe: Pipeline) -> None:
+    engine = Engine(runners=0, queue=64, merge=2)
+    first, streamed, last = (job(0, key=prompt(pipe, 1), previews=previews) for previews in (0, 1, 0))
+    for each in (first, streamed, last):
+        engine.submit(each)
+    assert engine._next() == [first, last]
+    assert engine._next() == [streamed]
+    engine.close()
+
+
 def test_a_full_queue_refuses_and_a_late_request_is_told(pipe: Pipeline) -> None:
     engine = Engine(runners=0, queue=2, merge=1, max_seconds=0.01)
     first, second = job(0), job(1)

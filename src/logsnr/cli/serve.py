@@ -16,7 +16,8 @@ from logsnr.cli.console import Console, Flag, Model, check_writable
 from logsnr.core.errors import InputError, MissingError
 from logsnr.serve.config import Limits, ServeConfig
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_NO_NAMES = ("127.0.0.1", "localhost", "::1", "0.0.0.0", "::")  # noqa: S104
+"""Addresses that are known anyway, or that nobody calls a server by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +108,7 @@ class Serve(Console):
             raise InputError(f"{line}; choose another --port or --host") from None
 
     def _config(self) -> ServeConfig:
-        own = self.host if self.host in _LOOPBACK else ""
-        names = (*ServeConfig.hosts, *self.allow_host, *([self.host] if not own and self.host != "0.0.0.0" else []))  # noqa: S104
+        own = () if self.host in _NO_NAMES else (self.host,)
         return ServeConfig(
             model=self.model,
             name=self.name,
@@ -121,7 +121,7 @@ class Serve(Console):
             merge=self.merge,
             max_images=self.max_images,
             max_steps=self.max_steps,
-            hosts=names,
+            hosts=(*ServeConfig.hosts, *own, *self.allow_host),
             log_prompts=self.log_prompts,
             limits=self.limits,
         )

@@ -27,9 +27,9 @@ Preview = Callable[[int, Tensor], None]
 """Called in the runner's thread with a number from 0 on, and images (n, channels, height, width) in [-1, 1]."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
-    """One request for images of one prompt: a pipeline, seeds, and perhaps a key's prompt."""
+    """One request for images of one prompt: a pipeline, seeds, and perhaps a key's prompt; equal to itself alone."""
 
     pipe: Pipeline
     prompt: str

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -37,14 +36,14 @@ class Keyring:
     def __repr__(self) -> str:
         return f"Keyring({len(self.by_concept)} concepts)"
 
-    def valid(self, concepts: Sequence[str], now: datetime | None = None) -> tuple[str, ...]:
+    def valid(self, concepts: Sequence[str]) -> tuple[str, ...]:
         """Those of these concepts that have a key here, within its dates."""
-        return tuple(concept for concept in concepts if self._key(concept, now or datetime.now(UTC)))
+        return tuple(concept for concept in concepts if self._key(concept))
 
-    def _key(self, concept: str, now: datetime) -> KeyFile | None:
+    def _key(self, concept: str) -> KeyFile | None:
         for key in self.by_concept.get(concept, []):
             with suppress(KeyExpiredError):
-                key.check_dates(now)
+                key.check_dates()
                 return key
         return None
 
@@ -54,7 +53,7 @@ class Keyring:
         Raises:
             RefusedError: 403, a concept has no valid key here; 400, keys that cannot be read together.
         """
-        found = [self._key(concept, datetime.now(UTC)) for concept in concepts]
+        found = [self._key(concept) for concept in concepts]
         keys = {key.record.key_id: key for key in found if key}
         if None in found:
             raise RefusedError(403, "no_key", "a concept that was asked for has no valid key here")
