@@ -216,6 +216,7 @@ def test_a_port_that_is_taken_is_one_line(tmp_path: Path, capsys: pytest.Capture
     ("options", "line"),
     [
         (("--db", "{tmp}/s.db", "--key-dir", "{tmp}"), "say both key_dir and identity"),
+        (("--db", "{tmp}/s.db", "--key-dir", "{tmp}/k", "--identity", "{tmp}/i"), "no folder of keys"),
         (("--db", "{tmp}/s.db", "--workers", "0"), "workers must be at least 1"),
         (("--db", "/proc/s.db"), "cannot be written"),
         (("--db", "{tmp}/s.db", "--limits.images-per-day", "0"), "at least 1"),

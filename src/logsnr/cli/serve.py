@@ -72,8 +72,8 @@ class Serve(Console):
             raise InputError("workers must be at least 1, and port one of 0 to 65535")
         config, port = self._config(), self._free_port()
         check_writable(self.db.parent)
-        self._first_token()
         app = create_app(config)  # with several workers too: what is wrong is said once, and not by every one
+        self._first_token()
         options: dict[str, Any] = {"host": self.host, "port": port, "log_level": "warning" if self.quiet else "info"}
         options |= {"proxy_headers": False, "server_header": False, "backlog": 512}
         options["timeout_graceful_shutdown"] = int(2 * config.max_seconds)

@@ -45,8 +45,9 @@ def create_app(config: ServeConfig, *, strict: bool = True) -> FastAPI:
     Raises:
         LogsnrError: the model, a delta, a key or the database cannot be used.
     """
-    store, meters = Store(config.database, config.limits), Meters()
-    studio = Studio(config, meters, strict=strict)
+    meters = Meters()
+    studio = Studio(config, meters, strict=strict)  # first: where the model or a key is refused, nothing is written
+    store = Store(config.database, config.limits)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
