@@ -1,17 +1,15 @@
 """A few-step `fashion`: one and two calls of a consistency model beside its teacher with 1 to 20.
 
-    python benchmarks/consistency_few.py levels --seed 100 [--path distil] [--steps 2000]
-    python benchmarks/consistency_few.py train --seed 0 [--path distil] [--steps 2000]
+    python benchmarks/consistency_few.py train --seed 0 [--path distil] [--steps 4000]
     python benchmarks/consistency_few.py look --seed 100 --options '{...}'
     python benchmarks/consistency_few.py teacher
 
-A path is the preset distil, or slct_small started from the teacher or from scratch. ``levels`` chooses guidance and the
-second call's level, by a model of a seed, images and a judge that report nothing; ``train`` makes a model of the same
-configuration and measures it there; ``teacher`` measures the teacher at 1, 2, 4, 8 and 20 evaluations by the guidance,
-and then the solver, that were best in the same way, tables calibrated for that guidance among them. Accuracies are the
-second judge's; distances are Frechet distances in its features, of 10,000 images to the training images. What is done
-is kept in results/consistency/; models and looks go to runs/. ``look`` tries other options on 2,000 images, and keeps
-nothing.
+A path is the preset distil, or slct_small started from the teacher or from scratch. ``train`` makes a model, chooses its
+guidance and its second call's level by images and a judge that report nothing, and measures it; ``teacher`` measures the
+teacher at 1, 2, 4, 8 and 20 evaluations by the guidance, and then the solver, that were best in the same way, tables
+calibrated for that guidance among them. Accuracies are the second judge's; distances are Frechet distances in its
+features, of 10,000 images to the training images. What is done is kept in results/consistency/; models and looks go to
+runs/. ``look`` tries other options with seeds from 100 on, on 2,000 images, and keeps nothing.
 """
 
 from __future__ import annotations
@@ -148,37 +146,33 @@ def table(way: SampleConfig) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["levels", "train", "look", "teacher"])
+    parser.add_argument("what", choices=["train", "look", "teacher"])
     parser.add_argument("--seed", type=int)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--path", choices=list(PATHS), default="distil")
     parser.add_argument("--options", metavar="JSON", default="{}")
     chosen = parser.parse_args()
-    tuning = chosen.what in ("levels", "look")
-    if chosen.what != "teacher" and (chosen.seed is None or (chosen.seed >= TUNED) != tuning):
-        parser.error(f"levels and look need a --seed from {TUNED} on, train one below")
-    if chosen.options != "{}" and chosen.what != "look":
+    look = chosen.what == "look"
+    if chosen.what != "teacher" and (chosen.seed is None or (chosen.seed >= TUNED) != look):
+        parser.error(f"look needs a --seed from {TUNED} on, train one below")
+    if chosen.options != "{}" and not look:
         parser.error("--options is for look")
     if chosen.what == "teacher":
         teacher()
         return
-    bench = Bench("fashion", tuning=tuning)
     config = config_of(chosen.path, chosen.seed, chosen.steps, json.loads(chosen.options))
     told = hashlib.sha256(json.dumps(recipe(config), sort_keys=True).encode()).hexdigest()[:12]
-    bench.pipe, seconds = trained(config, WORK / f"{told}-{chosen.seed}")
-    place = KEPT / f"levels-{chosen.path}.json"
-    if chosen.what == "train":
-        levels = json.loads(place.read_text())
-        if levels["recipe"] != told:
-            parser.error(f"{place} chose levels for another recipe: run levels for this one first")
-        row = {"recipe": told, "config": recipe(config), "seed": chosen.seed, "train_seconds": seconds}
-        write_json(KEPT / f"few-{chosen.path}-{chosen.seed}.json", {**row, "rows": of_model(bench, levels)})
-        bench.pipe.save_pretrained(WORK / f"few-{chosen.path}-{chosen.seed}")
-        return
-    found = {"recipe": told, "seed": chosen.seed, **choose(bench)}
+    tuning = Bench("fashion", tuning=True)
+    tuning.pipe, seconds = trained(config, WORK / f"{told}-{chosen.seed}")
+    found = choose(tuning)
     print(json.dumps(found), round(seconds), flush=True)
-    if chosen.what == "levels":
-        write_json(place, found)
+    if look:
+        return
+    bench = Bench("fashion")
+    bench.pipe = tuning.pipe
+    bench.pipe.save_pretrained(WORK / f"few-{chosen.path}-{chosen.seed}")
+    row = {"recipe": told, "config": recipe(config), "seed": chosen.seed, "train_seconds": seconds, "chosen": found}
+    write_json(KEPT / f"few-{chosen.path}-{chosen.seed}.json", {**row, "rows": of_model(bench, found)})
 
 
 def recipe(config: ConsistencyConfig) -> dict[str, Any]:
