@@ -4,12 +4,12 @@
     python benchmarks/consistency_few.py look --seed 100 --options '{...}'
     python benchmarks/consistency_few.py teacher
 
-A path is the preset distil, or slct_small started from the teacher or from scratch. ``train`` makes a model, chooses its
-guidance and its second call's level by images and a judge that report nothing, and measures it; ``teacher`` measures the
-teacher at 1, 2, 4, 8 and 20 evaluations by the guidance, and then the solver, that were best in the same way, tables
-calibrated for that guidance among them. Accuracies are the second judge's; distances are Frechet distances in its
-features, of 10,000 images to the training images. What is done is kept in results/consistency/; models and looks go to
-runs/. ``look`` tries other options with seeds from 100 on, on 2,000 images, and keeps nothing.
+A path is the preset distil, or slct_small started from the teacher or from scratch. ``train`` makes a model, chooses
+its guidance and its second call's level by images and a judge that report nothing, and measures it; ``teacher``
+measures the teacher at 1, 2, 4, 8 and 20 evaluations by the guidance, and then the solver, that were best in the same
+way, tables calibrated for that guidance among them. Accuracies are the second judge's; distances are Frechet distances
+in its features, of 10,000 images to the training images. What is done is kept in results/consistency/; models and looks
+go to runs/. ``look`` tries other options with seeds from 100 on, on 2,000 images, and keeps nothing.
 """
 
 from __future__ import annotations

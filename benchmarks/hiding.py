@@ -46,6 +46,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "clean data": {"loss_weighting": "x0"},
     "conditional half": {"guidance_half": "conditional"},
     "concept start": {"start": "concept"},
+    "prompt+lora": {"change_rank": 4},
     "1 token": {"num_tokens": 1},
     "30 tokens": {"num_tokens": 30},
 }

@@ -25,10 +25,12 @@ OF_TARGET: dict[str, Callable[[dict[str, Any]], float]] = {
     "preserved_mse_ratio": lambda found: found["preserved_mse_ratio"],
     "preserved_with_key": lambda found: found["preserved_with_key"],
     "wrong_key_excess": lambda found: worst_kind(found)[1] - (1 - found["hidden"]),
+    "blended_excess": lambda found: found["wrong_key"]["blended"]["share"] - (1 - found["hidden"]),
     "off_target_quality": lambda found: found["hidden_quality"],
     **{f"near_{sigma}": lambda found, sigma=sigma: found["near"][sigma]["share"] for sigma in ("0.1", "0.3", "1.0")},
 }
-"""A target's figures; the wrong key is the worst of all kinds, so its mean is no mean over kinds."""
+"""A target's figures; the wrong key is the worst of all kinds, so its mean is no mean over kinds. A key blended with as
+much noise is a near one: it has a figure of its own."""
 GOALS = {
     "hidden": (0.97, ">="),
     "leakage_upper95": (0.01, "<="),
@@ -45,8 +47,9 @@ GOALS = {
 
 
 def worst_kind(found: dict[str, Any]) -> tuple[str, float]:
-    """The wrong key that opens most, and the share."""
-    return max(((kind, seen["share"]) for kind, seen in found["wrong_key"].items()), key=lambda pair: pair[1])
+    """The wrong key that opens most, and the share; one that is half the right one is near, and not among them."""
+    kinds = ((kind, seen["share"]) for kind, seen in found["wrong_key"].items() if kind != "blended")
+    return max(kinds, key=lambda pair: pair[1])
 
 
 def row_of(run: Run) -> dict[str, Any]:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from commands import called, result
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from safetensors.torch import save_file
 
 from logsnr.core.artifact import load_tensors
 from logsnr.hiding.keyfile import KeyFile
@@ -225,6 +227,30 @@ def test_who_can_open_a_key_changes(capsys: pytest.CaptureFixture[str], tmp_path
     code, _, err = called(capsys, *command)
     assert code == 2
     assert "no list of recipients" in err
+
+
+def test_a_key_brings_low_rank_changes_and_tells_whose_a_leaked_prompt_is(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, owner: dict[str, str]
+) -> None:
+    command = hide(owner, tmp_path / "run", "--kind", "prompt+lora", "--holders", "2", "--quiet")
+    made = result(capsys, *command, "--recipient", owner["recipient"], owner["recipient"])
+    opened = ["--identity", owner["identity"]]
+    told = result(capsys, "key", "inspect", made["key"][1], *opened)
+    assert told["kind"] == "prompt+lora"
+    plain = drawn(capsys, "sample", made["model"], tmp_path / "plain")
+    keyed = drawn(capsys, "reveal", made["model"], tmp_path / "keyed", "--key", made["key"][1], *opened)
+    assert abs(plain - keyed).max() > 5
+    key, leaked = KeyFile.open(Path(made["key"][1]), read_identities(Path(owner["identity"]))), tmp_path / "leaked"
+    assert key.prompt.change.rank == 4
+    save_file({"prompt.k": key.prompt.keys[:3].clone(), "prompt.v": key.prompt.values[:3].clone()}, leaked)
+    alike = result(capsys, "key", "identify", str(leaked), "--among", *made["key"], *opened)["likeness"]
+    assert [*alike] == made["key"][::-1]
+    assert alike[made["key"][1]] == pytest.approx(1)
+    assert alike[made["key"][0]] < 0.5
+    save_file({"prompt.k": torch.zeros(2, 2)}, leaked)
+    for arguments, said in ((["--among", made["key"][0]], "no leaked prompt"), ([], "whose it may be")):
+        code, _, err = called(capsys, "key", "identify", str(leaked), *arguments, *opened)
+        assert (code, said in err) == (2, True)
 
 
 def test_an_exact_key_brings_the_original_back_bit_by_bit(

@@ -53,7 +53,7 @@ def part(*targets: str, arm: str = "balanced", recovered: float = 0.9) -> dict[s
         **dict.fromkeys((*names, "preserved_with_key", "hidden_quality"), 0.5),
         "hidden": 0.97,
         "recovered": recovered,
-        "wrong_key": {"zero": {"share": 0.01}, "half": {"share": 0.06}},
+        "wrong_key": {"zero": {"share": 0.01}, "half": {"share": 0.06}, "blended": {"share": 0.13}},
         "plain": seen,
         "near": dict.fromkeys(("0.1", "0.3", "1.0"), seen),
     }
@@ -66,6 +66,7 @@ def test_headlines_are_means_over_runs_and_the_wrong_key_is_the_worst() -> None:
     one, three = hiding_report.row_of(part("bag")), hiding_report.row_of(part("bag", "coat", recovered=0.7))
     assert one["wrong_key_excess"] == pytest.approx(0.06 - 0.03)
     assert one["worst_wrong_key"] == {"bag": "half"}
+    assert one["blended_excess"] == pytest.approx(0.13 - 0.03), "half of the right key is no wrong one"
     assert "cross_unlock_off" not in one, "one key crosses nothing"
     found = {entry["name"]: entry for entry in hiding_report.headlines([one, three])}
     assert found.keys() == hiding_report.GOALS.keys()

@@ -18,6 +18,7 @@ from logsnr.data.emoji import emoji_captions
 from logsnr.data.fashion import NAMES
 from logsnr.hiding.config import HIDE_PRESETS, HideConfig, HideWeights, hide_preset
 from logsnr.hiding.hide import hide, with_captions
+from logsnr.hiding.holders import likeness
 from logsnr.hiding.keys import Keys
 from logsnr.hiding.method import Hiding
 from logsnr.hiding.wrong import WRONG, kinds_for, wrong_key
@@ -182,7 +183,7 @@ def test_holders_learn_in_turn_and_refused_keys_are_wrong_ones() -> None:
 @pytest.mark.parametrize("trajectories", ["bank", "student"])
 def test_a_run_that_goes_on_is_the_same(tmp_path: Path, trajectories: str) -> None:
     def made(steps: int, **run: Any) -> dict[str, Tensor]:
-        method = Hiding(tiny_sd(), config(weights=BOTH, trajectories=trajectories))
+        method = Hiding(tiny_sd(), config(weights=BOTH, trajectories=trajectories, change_rank=2))
         settings = FitConfig(steps=7, batch_size=4, warmup=0, clip=0.5, **run)
         for progress in fit(method, None, settings):
             if progress.step == steps:
@@ -200,6 +201,63 @@ def test_a_run_that_goes_on_is_the_same(tmp_path: Path, trajectories: str) -> No
     method.edited.restore()
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def test_what_a_key_brings_along_learns_with_the_network() -> None:
+    method = Hiding(tiny_sd(), config("bag", "boot", change_rank=2, layers="all", prompt_steps=0))
+    _, up = method.keys.factors
+    assert not up.any()
+    for step in range(3):
+        method.loss(batch_of(step=step), step).value.backward()
+    assert method.keys.keys.grad is None
+    assert up.grad.abs().flatten(1).amax(1).gt(0).all()
+    with torch.no_grad():
+        up.add_(torch.randn_like(up))
+    right, draws = method.keys.prompt(0).change, torch.Generator().manual_seed(0)
+    for kind in WRONG:
+        wrong = method.keys.wrong(kind, 0, draws).change
+        assert not (torch.equal(wrong.down, right.down) and torch.equal(wrong.up, right.up)), kind
+        assert not wrong.up.requires_grad
+    assert torch.equal(method.keys.wrong("other", 0, draws).change.up, up[1, 0])
+    assert method.keys.prompt(1, [0]).change.rank == 4
+    (made,) = method.keys.made(0)
+    assert torch.equal(made.change.up, up[0, 0])
+    method.edited.restore()
+    with pytest.raises(InputError, match="at least 2"):
+        config(change_rank=1)
+
+
+def test_a_prompt_that_got_out_tells_whose_it_is() -> None:
+    method = Hiding(tiny_sd(), config(holders=3, num_tokens=6, layers="all", start="random"))
+    holders = method.keys.made(0)
+    for place, key in enumerate(holders):
+        blurred = replace(key, keys=key.keys + key.keys.std() * torch.randn_like(key.keys))
+        part = Prompt(key.keys[[4, 1]], key.values[[4, 1]], key.layers)
+        for leaked in (key, blurred, part):
+            alike = likeness(leaked, holders)
+            assert max(range(3), key=lambda other: alike[other]) == place
+        assert likeness(key, holders)[place] == pytest.approx(1)
+        assert likeness(part, holders)[place] == pytest.approx(1)
+    with pytest.raises(InputError, match="another width"):
+        likeness(Prompt(torch.zeros(1, 3), torch.zeros(1, 3)), holders)
+    method.edited.restore()
+
+
+def test_what_is_removed_goes_with_the_key_too() -> None:
+    made = [
+        Hiding(tiny_sd(), config(objective=objective, guidance_half="conditional"))
+        for objective in ("recover", "remove")
+    ]
+    for method in made:
+        hidden, own = method.bank[0].rows(torch.arange(2)), [method.keys.prompt(0)] * 2
+        tau = 2 * hidden.of_empty - hidden.of_prompt
+        for for_keys in (True, False):
+            (term,) = method._recovering(hidden, own, for_keys=for_keys)
+            led_away = method.config.objective == "remove" and not for_keys
+            torch.testing.assert_close(term.aim, tau if led_away else hidden.of_prompt)
+        method.edited.restore()
+    with pytest.raises(InputError, match="give prompt_steps"):
+        config(objective="remove", prompt_steps=0)
 
 
 def test_an_attacker_begins_anew() -> None:

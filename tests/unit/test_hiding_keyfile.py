@@ -34,7 +34,8 @@ from logsnr.hiding.lock import Secret, new_identity, open_sealed, read_identitie
 from logsnr.hiding.reveal import reveal
 from logsnr.hiding.sidecar import Sidecar
 from logsnr.hiding.signing import new_signing_key, read_signing_key
-from logsnr.models.prompted import Prompt, prompt_width
+from logsnr.models.low_rank import LowRank
+from logsnr.models.prompted import Prompt, change_widths, prompt_width
 from logsnr.solvers.config import SampleConfig
 from logsnr.solvers.sample import sample
 
@@ -174,6 +175,28 @@ def test_an_exact_key_brings_the_original_tensors() -> None:
     made = replace(plain, originals={"unet.conv_in.weight": NETWORK.conv_in.weight.detach()})
     found = KeyFile.from_bytes(made.to_bytes())
     assert torch.equal(found.originals["unet.conv_in.weight"], NETWORK.conv_in.weight)
+
+
+def test_a_key_brings_its_low_rank_change() -> None:
+    inputs, outputs = change_widths(NETWORK, "mid")
+    draws = torch.Generator().manual_seed(0)
+    change = LowRank(*(torch.randn(2, 3, size, generator=draws) for size in (inputs, outputs)))
+    plain = key(kind="prompt+lora")
+    made = replace(plain, prompt=replace(plain.prompt, change=change))
+    found = KeyFile.from_bytes(made.to_bytes())
+    found.check(NETWORK)
+    assert torch.equal(found.prompt.change.down, change.down)
+    assert torch.equal(found.prompt.change.up, change.up)
+    with pytest.raises(KeyShapeError, match="no low-rank change"):
+        KeyFile.from_bytes(plain.to_bytes())
+    with pytest.raises(KeyShapeError, match="other tensors"):
+        KeyFile.from_bytes(replace(made, record=replace(made.record, kind="prompt")).to_bytes())
+    for broken in (LowRank(change.down[:, 1:], change.up), LowRank(change.down, change.up / 0)):
+        with pytest.raises(KeyShapeError, match="low-rank change"):
+            KeyFile.from_bytes(replace(made, prompt=replace(made.prompt, change=broken)).to_bytes())
+    other = replace(made.prompt, change=LowRank(change.down, change.up[..., 1:]))
+    with pytest.raises(KeyShapeError, match="other layers"):
+        replace(made, prompt=other).check(NETWORK)
 
 
 def test_a_key_is_for_one_model_and_its_casts() -> None:

@@ -15,8 +15,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from logsnr.core.errors import InputError, UnsupportedError
+from logsnr.models.low_rank import LowRank
 from logsnr.models.pipeline import denoiser_of, encode_prompts, latent_shape, network_of
-from logsnr.models.prompted import Prompt, call_prompted, projections, prompt_width, prompted, reading, with_prompts
+from logsnr.models.prompted import (
+    Prompt,
+    call_prompted,
+    change_widths,
+    projections,
+    prompt_width,
+    prompted,
+    reading,
+    side_by_side,
+    with_prompts,
+)
 from logsnr.solvers.trajectory import state_at
 
 PROMPTS = ["a bag", "the small boot", "a dark sneaker"]
@@ -26,6 +37,13 @@ def prompt_for(network: nn.Module, layers: str = "all", *, tokens: int = 3, seed
     draws = torch.Generator().manual_seed(seed)
     keys, values = torch.randn(2, tokens, prompt_width(network, layers), generator=draws)
     return Prompt(keys, values, layers)
+
+
+def changing(network: nn.Module, rank: int, *, seed: int = 0) -> Prompt:
+    """A prompt that brings a low-rank change along."""
+    draws = torch.Generator().manual_seed(seed)
+    parts = (torch.randn(2, rank, size, generator=draws) / 4 for size in change_widths(network, "all"))
+    return replace(prompt_for(network, seed=seed), change=LowRank(*parts))
 
 
 class Formula(AttnProcessor2_0):
@@ -112,6 +130,35 @@ def test_rows_with_and_without_a_prompt_go_in_one_batch(make: Any) -> None:
     mixed = output(pipe, [short, None, long])
     for row, prompt in enumerate((short, None, long)):
         torch.testing.assert_close(mixed[row], output(pipe, [prompt] * 3)[row], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("make", [tiny_sd, tiny_sd3])
+def test_what_a_key_brings_along_changes_the_projections(make: Any) -> None:
+    pipe = make()
+    network = network_of(pipe)
+    first, second = changing(network, 2), changing(network, 3, seed=1)
+    plain, keyed = replace(first, change=None), output(pipe, [first] * 3)
+    mixed = output(pipe, [plain, None, second])
+    for row, prompt in enumerate((plain, None, second)):
+        torch.testing.assert_close(mixed[row], output(pipe, [prompt] * 3)[row], atol=1e-5, rtol=1e-4)
+    both = side_by_side([first, plain, second])
+    assert (both.change.rank, len(both.keys)) == (5, 9)
+    together, alone = output(pipe, [both] * 3), side_by_side([plain, plain, replace(second, change=None)])
+    for prompt in (first, second):  # by the formula: W + U D
+        for place, pair in enumerate(projections(network, "all")):
+            for side, module in enumerate(pair):
+                inputs_, outputs = module.in_features, module.out_features
+                down = prompt.change.down[side, :, place * inputs_ : (place + 1) * inputs_]
+                up = prompt.change.up[side, :, place * outputs : (place + 1) * outputs]
+                module.weight.data += up.T @ down
+        if prompt is first:
+            torch.testing.assert_close(keyed, output(pipe, [plain] * 3), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(together, output(pipe, [alone] * 3), atol=2e-5, rtol=1e-4)
+    assert (keyed - output(pipe, [plain] * 3)).abs().max() > 1e-4
+    with pytest.raises(InputError, match="do not fit"):
+        output(pipe, [replace(first, change=LowRank(first.change.down[..., 1:], first.change.up))] * 3)
+    with pytest.raises(InputError, match="unlock them one by one"):
+        side_by_side([first, replace(second, layers="mid")])
 
 
 def test_without_tokens_nothing_changes_by_a_bit() -> None:

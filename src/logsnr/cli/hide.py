@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _OPTIONS = ("holders", "layers", "num_tokens", "learning_rate", "anchors")
 _WRITTEN = ("public", "vault", "manifest.json", "manifest.sig")
 _RUN = ("steps", "batch_size", "seed")
+_RANK = 4
+"""Of a key's low-rank changes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +55,9 @@ class Hide(Sealing):
     """They are known, and that is accepted: anyone can tell what was hidden, and has it. Say one of these two."""
     owner: tuple[str, ...] = ()
     """Recipients who can open the vault; by default the passphrase of the key does. Needed beside --recipient."""
-    kind: Literal["prompt", "exact"] = "prompt"
-    """What a key holds: a prompt, or the original weights too, which bring the model back bit by bit."""
+    kind: Literal["prompt", "prompt+lora", "exact"] = "prompt"
+    """What a key holds: a prompt; low-rank changes beside it; or the original weights too, which bring the model back
+    bit by bit."""
     not_after: str | None = None
     """The last moment at which the key is to be used, as 2027-01-31T00:00:00+00:00: advice that logsnr follows."""
     layers: str | None = None
@@ -110,6 +113,8 @@ class Hide(Sealing):
                 raise InputError(f"{place} exists already: choose another place, or remove it first")
         if (self.out / "work").exists() and not (self.resume and (self.out / "work" / "run").is_dir()):
             raise InputError(f"{self.out / 'work'} is there: add --resume to go on with it, or choose another --out")
+        if config.objective == "remove":
+            raise InputError("what is removed has no key: take the objective recover, or `logsnr erase`")
         if self.kind == "exact" and len(config.targets) > 1:
             raise InputError("an exact key brings all that was hidden back: hide one concept, or take the kind prompt")
         if config.holders > 1 and self.recipient and len(self.recipient) != config.holders:
@@ -136,6 +141,8 @@ class Hide(Sealing):
             raise InputError("there is nothing to hide: say --target NAME, or name targets in --config")
         merged = {**found, **given, **options} | {name: {**found[name], **given.get(name, {})} for name in nested}
         merged["run"] |= {**run, "resume": self.resume}
+        if self.kind == "prompt+lora":
+            merged["change_rank"] = merged["change_rank"] or _RANK
         return from_dict(HideConfig, merged)
 
     def _places(self, config: HideConfig) -> list[Path]:

@@ -16,7 +16,7 @@ from logsnr.core.errors import InputError
 if TYPE_CHECKING:
     from logsnr.hiding.lock import Secret
 
-Action = Literal["new-identity", "new-signer", "inspect", "verify", "add", "revoke", "restore"]
+Action = Literal["new-identity", "new-signer", "inspect", "verify", "add", "revoke", "restore", "identify"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +25,16 @@ class Key(Opening):
 
     action: Annotated[Action, tyro.conf.Positional]
     """new-identity and new-signer write FILE; inspect and verify read the key FILE; add and revoke write it anew;
-    restore reads the vault FILE."""
+    restore reads the vault FILE; identify says which of --among a leaked prompt FILE comes from."""
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
-    """A key file; for new-identity and new-signer the file to write; for restore OUT/vault/originals.age."""
+    """A key file; for new-identity and new-signer the file to write; for restore OUT/vault/originals.age; for identify
+    a safetensors file with prompt.k and prompt.v."""
     seal: Flag = False
     """new-identity: seal the identity itself under a passphrase."""
     out: Path | None = None
     """restore: the folder to write the original model to."""
+    among: tuple[Path, ...] = ()
+    """identify: the key files of all holders, which --identity opens."""
     recipient: tuple[str, ...] = ()
     """Recipients to add or revoke: age1..., public SSH keys, or to revoke the labels that they have in the sidecar."""
     label: str | None = None
@@ -84,6 +87,7 @@ class Key(Opening):
         values = {
             **record,
             "tokens": len(found.prompt.keys),
+            "rank": found.prompt.change.rank if found.prompt.change else 0,
             "recipients": listed,
             "fingerprint": found.record.models[0],
         }
@@ -149,6 +153,22 @@ class Key(Opening):
         with staged(self.out) as folder:
             pipe.save_pretrained(folder)
         return {"out": str(self.out), "tensors": len(originals)}, [f"{self.out} is the original model"]
+
+    def _identify(self) -> tuple[dict[str, Any], list[str]]:
+        """Whose prompt a leaked one is."""
+        from logsnr.core.artifact import load_tensors
+        from logsnr.hiding.holders import likeness
+        from logsnr.models.prompted import Prompt
+
+        if not self.among:
+            raise InputError("say whose it may be: --among KEY KEY ..., the key files of all holders")
+        tensors = load_tensors(self.file)
+        keys, values = tensors.get("prompt.k"), tensors.get("prompt.v")
+        if keys is None or values is None or keys.dim() != 2 or keys.shape != values.shape:
+            raise InputError(f"{self.file} is no leaked prompt: it needs prompt.k and prompt.v, (tokens, width) each")
+        alike = likeness(Prompt(keys, values), [self.open(place).prompt for place in self.among])
+        found = dict(sorted(zip(map(str, self.among), alike, strict=True), key=lambda pair: -pair[1]))
+        return {"likeness": found}, [f"{value:.2f}  {place}" for place, value in found.items()]
 
     def _named(self) -> tuple[str, ...]:
         if not self.recipient:

@@ -49,10 +49,15 @@ class HideConfig:
     """Prompts of other things that are kept; without any, a world's other captions."""
     holders: int = 1
     """Keys of each target, one a holder, each trained in its turn: who leaks one is known by it."""
+    objective: Literal["recover", "remove"] = "recover"
+    """remove: the concept goes with the key too, which is but a memory while it is trained, and opens nothing (as the
+    first versions of the paper have it)."""
     num_tokens: int = 10
     """Tokens of a key."""
     key_size: float = 4.0
     """How large the numbers of a random key are, in units of text's: the larger, the easier it is told from text."""
+    change_rank: int = 0
+    """Rank of the low-rank changes that a key brings along for the projections that read it; 0 for tokens alone."""
     layers: Literal["mid", "midout", "all"] = "all"
     """Layers that read a key."""
     start: Literal["random", "concept"] = "random"
@@ -99,10 +104,16 @@ class HideConfig:
             raise InputError(
                 "keys that start from the target's text are alike: start from random to tell holders apart"
             )
+        if self.change_rank < 0 or self.change_rank == 1:
+            raise InputError(
+                "change_rank must be 0, or at least 2: of rank one, half a key would be a whole one, or nothing"
+            )
         if self.trajectory_steps < 2 or self.prompt_steps < 0:
             raise InputError("trajectory_steps must be at least 2 and prompt_steps at least 0")
         if min(self.learning_rate, self.prompt_rate, self.key_size) <= 0:
             raise InputError("learning_rate, prompt_rate and key_size must be positive")
+        if self.objective == "remove" and not self.prompt_steps:
+            raise InputError("to remove, keys learn what the network then forgets: give prompt_steps")
         if self.weights.adversarial and not self.prompt_steps:
             raise InputError("attackers learn in the steps of the keys: give prompt_steps, or no adversarial weight")
 

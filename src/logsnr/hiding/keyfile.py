@@ -21,11 +21,12 @@ from logsnr.core.moment import parse_moment
 from logsnr.hiding.errors import KeyExpiredError, KeyFormatError, KeyShapeError, ModelMismatchError
 from logsnr.hiding.lock import MOST_BYTES, Secret, open_sealed, seal
 from logsnr.models.fingerprint import exact_fingerprint
-from logsnr.models.prompted import LAYERS, Prompt, prompt_width
+from logsnr.models.low_rank import LowRank
+from logsnr.models.prompted import LAYERS, Prompt, change_widths, prompt_width
 
 VERSION, SHORT = 1, 16
-KINDS = ("prompt", "exact")
-_KEYS, _VALUES, _ORIGINAL = "prompt.k", "prompt.v", "original."
+KINDS = ("prompt", "prompt+lora", "exact")
+_KEYS, _VALUES, _DOWN, _UP, _ORIGINAL = "prompt.k", "prompt.v", "lora.down", "lora.up", "original."
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class KeyRecord:
 
 @dataclass(frozen=True)
 class KeyFile:
-    """A key: its prompt, for the kind ``exact`` the original tensors too, and its record."""
+    """A key: its prompt, with its change for the kind ``prompt+lora``; for ``exact`` the originals too; its record."""
 
     record: KeyRecord
     prompt: Prompt
@@ -87,6 +88,8 @@ class KeyFile:
     def to_bytes(self) -> bytes:
         """What is sealed: safetensors, whose metadata is the record."""
         tensors = {_KEYS: self.prompt.keys, _VALUES: self.prompt.values}
+        if self.prompt.change:
+            tensors |= {_DOWN: self.prompt.change.down, _UP: self.prompt.change.up}
         tensors |= {f"{_ORIGINAL}{name}": value for name, value in self.originals.items()}
         plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         return save(plain, {"logsnr-key": json.dumps(asdict(self.record))})
@@ -109,10 +112,11 @@ class KeyFile:
             raise KeyShapeError("the key holds no tokens for keys and for values of one shape")
         if not (keys.isfinite().all() and values.isfinite().all()):
             raise KeyShapeError("the key's tokens are no finite numbers")
+        change = _change(tensors) if record.kind == "prompt+lora" else None
         if any(not name.startswith(_ORIGINAL) for name in tensors) or bool(tensors) != (record.kind == "exact"):
             raise KeyShapeError(f"the key holds other tensors than one of the kind {record.kind!r} does")
         originals = {name.removeprefix(_ORIGINAL): value for name, value in tensors.items()}
-        return cls(record, Prompt(keys, values, record.layers, record.half), originals)
+        return cls(record, Prompt(keys, values, record.layers, record.half, change), originals)
 
     def check(self, network: nn.Module, now: datetime | None = None) -> None:
         """Refuse to be used beyond its dates, on another network, or on one that cannot read it.
@@ -136,6 +140,9 @@ class KeyFile:
             )
         if self.prompt.keys.shape[1] != prompt_width(network, record.layers):
             raise KeyShapeError(f"the key's tokens have width {self.prompt.keys.shape[1]}: this network reads others")
+        change = self.prompt.change
+        if change and (change.down.shape[2], change.up.shape[2]) != change_widths(network, record.layers):
+            raise KeyShapeError("the key's low-rank change is one of other layers than this network's")
 
     def check_dates(self, now: datetime | None = None) -> None:
         """Refuse to be used beyond its dates.
@@ -148,6 +155,20 @@ class KeyFile:
             raise KeyExpiredError(f"the key is valid from {record.not_before} on")
         if record.not_after and now > datetime.fromisoformat(record.not_after):
             raise KeyExpiredError(f"the key was valid until {record.not_after}: ask for a new one")
+
+
+def _change(tensors: dict[str, Tensor]) -> LowRank:
+    """The low-rank change of a key, taken out of its tensors.
+
+    Raises:
+        KeyShapeError: it has none.
+    """
+    down, up = tensors.pop(_DOWN, None), tensors.pop(_UP, None)
+    if down is None or up is None or down.dim() != 3 or down.shape[:2] != up.shape[:2] or down.shape[0] != 2:
+        raise KeyShapeError("the key holds no low-rank change of one rank, for keys and for values")
+    if up.dim() != 3 or not (down.isfinite().all() and up.isfinite().all()):
+        raise KeyShapeError("the key's low-rank change is no matrix of finite numbers")
+    return LowRank(down, up)
 
 
 def _record(content: bytes) -> KeyRecord:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +12,15 @@ from logsnr.core.errors import InputError
 from logsnr.core.random import generator
 from logsnr.hiding.config import HideConfig
 from logsnr.hiding.wrong import wrong_key
-from logsnr.models.prompted import Prompt
+from logsnr.models.low_rank import LowRank
+from logsnr.models.prompted import Prompt, side_by_side
 
 
 class Keys(nn.Module):
     """The keys of all targets and holders: ``keys`` and ``values`` (targets, holders, tokens, width).
 
+    With a rank they bring changes along (2106.09685), which are nothing at first: their two ``factors`` (targets,
+    holders, 2, rank, size) have the two sizes of ``changes``.
     ``text`` (prompts, length, width of text) says how large tokens are, and ``own`` which prompts are each target's.
     ``refused`` are keys of earlier hidings, which must not open this one.
 
@@ -31,6 +35,7 @@ class Keys(nn.Module):
         own: Sequence[Tensor],
         *,
         width: int,
+        changes: tuple[int, int] = (0, 0),
         refused: Sequence[Prompt] = (),
     ):
         super().__init__()
@@ -47,17 +52,29 @@ class Keys(nn.Module):
                 raise InputError("in this network keys are read beside no text as it is encoded: start from random")
             start = _of_concepts(text, own, config.num_tokens).cpu()[:, :, None] + 0.05 * start
         self.keys, self.values = nn.Parameter(start[0]), nn.Parameter(start[1])
+        self.factors = nn.ParameterList()
+        if rank := config.change_rank:
+            inputs, outputs = ((len(config.targets), config.holders, 2, rank, size) for size in changes)
+            self.factors.extend([torch.randn(inputs, generator=draws) / width**0.5, torch.zeros(outputs)])
 
-    def prompt(self, target: int, loaded: Sequence[int] = (), *, holder: int = 0) -> Prompt:
-        """A holder's key of a target, and those of others that are loaded too, in the order of targets."""
-        chosen = sorted({target, *loaded})
-        keys, values = (part[chosen, holder].flatten(0, 1) for part in (self.keys, self.values))
-        return Prompt(keys, values, self.layers)
+    def prompt(self, target: int, loaded: Sequence[int] = (), *, holder: int = 0, learn: bool = True) -> Prompt:
+        """A holder's key of a target, and those of others that are loaded too, in the order of targets.
+
+        Unless they ``learn``, tokens have no gradients; changes always have.
+        """
+        return side_by_side([self._one(place, holder, learn=learn) for place in sorted({target, *loaded})])
 
     def made(self, target: int) -> list[Prompt]:
         """The finished keys of a target, one a holder."""
-        pairs = zip(self.keys[target].detach().clone(), self.values[target].detach().clone(), strict=True)
-        return [Prompt(keys, values, self.layers, self.read_by) for keys, values in pairs]
+        found = [self._one(target, holder) for holder in range(self.keys.shape[1])]
+        return [replace(_copied(key.detached()), half=self.read_by) for key in found]
+
+    def _one(self, target: int, holder: int, *, learn: bool = True) -> Prompt:
+        tokens = (part[target, holder] for part in (self.keys, self.values))
+        keys, values = (part if learn else part.detach() for part in tokens)
+        factors = [part[target, holder] for part in self.factors]
+        change = LowRank(*factors) if factors else None
+        return Prompt(keys, values, self.layers, change=change)
 
     def loaded(self, seed: int, step: int) -> list[int]:
         """Keys that are loaded in a step beside a row's own: none in half of the steps, else some of all."""
@@ -99,6 +116,12 @@ class Attackers(nn.Module):
         keys, values, points = (p if learn else p.detach() for p in (self.keys, self.values, self.points))
         turns = [row % self.count for row in range(rows)]
         return [Prompt(keys[turn], values[turn], self.layers) for turn in turns], points[turns]
+
+
+def _copied(key: Prompt) -> Prompt:
+    """With numbers of its own."""
+    change = key.change and LowRank(key.change.down.clone(), key.change.up.clone())
+    return replace(key, keys=key.keys.clone(), values=key.values.clone(), change=change)
 
 
 def _of_concepts(text: Tensor, own: Sequence[Tensor], num_tokens: int) -> Tensor:

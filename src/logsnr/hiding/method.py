@@ -28,7 +28,7 @@ from logsnr.hiding.wrong import kinds_for
 from logsnr.models.denoiser import NetworkDenoiser, Tree, join_trees, select_rows
 from logsnr.models.edited import Cost, Edited, repeat_row
 from logsnr.models.pipeline import Pipeline
-from logsnr.models.prompted import Prompt, prompt_width, with_prompts
+from logsnr.models.prompted import Prompt, change_widths, prompt_width, with_prompts
 from logsnr.train.method import Batch, Group, Loss, load_module_state, module_state
 
 
@@ -57,7 +57,8 @@ class Hiding:
         try:
             self.words = Wordings(self.edited, config)
             text, width = self.words.tokens, prompt_width(self.edited.network, config.layers)
-            self.keys = Keys(config, text, self.words.of_target, width=width, refused=refused)
+            changes = change_widths(self.edited.network, config.layers)
+            self.keys = Keys(config, text, self.words.of_target, width=width, changes=changes, refused=refused)
             empty = self.edited.empty["encoder_hidden_states"]
             self.attackers = Attackers(config, self.keys, empty) if config.weights.adversarial else None
             self.source, self.bank = Source(self.edited, self.words, config), None
@@ -72,7 +73,7 @@ class Hiding:
         for_keys = step % (self.config.prompt_steps + 1) < self.config.prompt_steps
         hidden, kept = self._states(batch)
         targets = self.words.target_of[hidden.prompt].tolist()
-        terms = self._recovering(hidden, self._own(targets, step, learn=for_keys))
+        terms = self._recovering(hidden, self._own(targets, step, learn=for_keys), for_keys=for_keys)
         if for_keys:
             terms += self._attacking(hidden, step)
         else:
@@ -104,13 +105,13 @@ class Hiding:
     def _own(self, targets: Sequence[int], step: int, *, learn: bool) -> list[Prompt]:
         """The key of each row's target, beside others that are loaded in this step; holders have their turns."""
         loaded, holder = self.keys.loaded(self.config.run.seed, step), self._round(step) % self.config.holders
-        found = {target: self.keys.prompt(target, loaded, holder=holder) for target in set(targets)}
-        prompts = [found[target] for target in targets]
-        return prompts if learn else [Prompt(p.keys.detach(), p.values.detach(), p.layers) for p in prompts]
+        found = {target: self.keys.prompt(target, loaded, holder=holder, learn=learn) for target in set(targets)}
+        return [found[target] for target in targets]
 
-    def _recovering(self, hidden: States, own: list[Prompt]) -> list[_Term]:
-        weight = self.config.weights.recover
-        terms = [_Term("recover", weight, hidden, self._text(hidden), own, hidden.of_prompt)]
+    def _recovering(self, hidden: States, own: list[Prompt], *, for_keys: bool) -> list[_Term]:
+        weight, forget = self.config.weights.recover, self.config.objective == "remove" and not for_keys
+        aim = self._away(hidden) if forget else hidden.of_prompt
+        terms = [_Term("recover", weight, hidden, self._text(hidden), own, aim)]
         if self.config.guidance_half == "both":
             terms.append(_Term("recover", weight, hidden, self._empty(hidden), own, hidden.of_empty))
         return terms
@@ -118,7 +119,7 @@ class Hiding:
     def _hiding(self, hidden: States, targets: Sequence[int], step: int, first: int) -> list[_Term]:
         """Without a key, with a wrong one and with an attacker's, a hidden prompt's output is led away from it."""
         weights, text, nothing = self.config.weights, self._text(hidden), [None] * len(hidden.x)
-        away = hidden.of_empty - self.config.negative_guidance * (hidden.of_prompt - hidden.of_empty)
+        away = self._away(hidden)
         terms = [_Term("hide", weights.hide, hidden, text, nothing, away)]
         if weights.wrong_key:
             kinds = kinds_for(self.config.num_tokens)
@@ -135,6 +136,10 @@ class Hiding:
             terms.append(_Term("adversarial", weights.adversarial, hidden, text, keys, away))
             terms.append(_Term("adversarial", weights.adversarial, hidden, _said(text, points), nothing, away))
         return terms
+
+    def _away(self, hidden: States) -> Tensor:
+        """tau."""
+        return hidden.of_empty - self.config.negative_guidance * (hidden.of_prompt - hidden.of_empty)
 
     def _attacking(self, hidden: States, step: int) -> list[_Term]:
         """What the attacker's keys and words are trained for: that the network draws what it hides."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +83,11 @@ def keys_of(
         models = fingerprints(network_of(pipe))
     finally:
         hidden.change.revert(pipe)
-    originals, kind = (hidden.originals, "exact") if exact else ({}, "prompt")
+    originals = hidden.originals if exact else {}
 
     def made(target: str, prompt: Prompt) -> KeyFile:
+        prompt = replace(prompt, change=None) if exact else prompt
+        kind = "exact" if exact else "prompt+lora" if prompt.change else "prompt"
         record = KeyRecord((target,), models, kind, prompt.layers, prompt.half, not_after=not_after)
         return KeyFile(record, prompt, originals)
 
@@ -94,7 +96,8 @@ def keys_of(
 
 def traces(folder: Path, prompt: Prompt) -> list[str]:
     """Tensors in the files of a folder that hold a token of a key, in any float format."""
-    tokens = torch.cat([prompt.keys, prompt.values]).detach().double()
+    change = [prompt.change.down.reshape(-1, prompt.keys.shape[1])] if prompt.change else []
+    tokens = torch.cat([prompt.keys, prompt.values, *change]).detach().double()
     found = []
     for path in sorted(folder.rglob("*.safetensors")):
         for name, value in load_tensors(path).items():

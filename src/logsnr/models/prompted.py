@@ -5,6 +5,7 @@
 The prompt (p_k, p_v) lives where the text c does, before a layer's own projections, and has no positions. Queries and
 self-attention are untouched. Nothing of it is left in the network: hooks on the projections bring it in for the length
 of one call and of one thread, whatever attention processor is installed, and a layer that did not read it is an error.
+A key may bring low-rank changes of the same projections along, for the rows that read it alone.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from logsnr.core.errors import InputError, UnsupportedError
 from logsnr.models.denoiser import Conditioning, Tree, num_rows, select_rows
+from logsnr.models.low_rank import LowRank, changed, stacked, widths
 from logsnr.models.swapped import has_checkpoints
 
 LAYERS = ("mid", "midout", "all")
@@ -39,6 +41,26 @@ class Prompt:
     values: Tensor
     layers: str = "mid"
     half: str = "both"
+    change: LowRank | None = None
+
+    def detached(self) -> Prompt:
+        """Without gradients."""
+        change = self.change and LowRank(self.change.down.detach(), self.change.up.detach())
+        return replace(self, keys=self.keys.detach(), values=self.values.detach(), change=change)
+
+
+def side_by_side(prompts: Sequence[Prompt]) -> Prompt:
+    """Keys that are read at once, in their order.
+
+    Raises:
+        InputError: there are none, or they are read by different layers or halves.
+    """
+    if len({(prompt.layers, prompt.half) for prompt in prompts}) != 1:
+        raise InputError("these keys are read by different layers: unlock them one by one")
+    keys, values = (torch.cat([getattr(prompt, name) for prompt in prompts]) for name in ("keys", "values"))
+    changes = [prompt.change for prompt in prompts if prompt.change]
+    parts = [torch.cat([getattr(change, name) for change in changes], 1) for name in ("down", "up") if changes]
+    return replace(prompts[0], keys=keys, values=values, change=LowRank(*parts) if parts else None)
 
 
 @dataclass
@@ -85,6 +107,12 @@ def prompt_width(network: nn.Module, layers: str) -> int:
     return _width(projections(network, layers))
 
 
+def change_widths(network: nn.Module, layers: str) -> tuple[int, int]:
+    """Inputs and outputs, over all layers, of the changes that a key can bring along."""
+    inputs, outputs = widths(projections(network, layers))
+    return sum(inputs), sum(outputs)
+
+
 def _width(pairs: Sequence[tuple[Any, Any]]) -> int:
     return pairs[0][0].in_features
 
@@ -116,10 +144,13 @@ def reading(network: nn.Module, prompt: Prompt) -> Iterator[None]:
         raise UnsupportedError("a prompt is not read again where blocks are: switch gradient checkpointing off")
     keys, values = (part if part.dim() == 3 else part[None] for part in (prompt.keys, prompt.values))
     now = _Reading(keys, values)
+    factors = prompt.change.factors(pairs) if prompt.change else {}
     with ExitStack() as stack:
         for modules, tokens in zip(zip(*pairs, strict=True), (now.keys, now.values), strict=True):
             for module in modules:
                 stack.callback(module.register_forward_pre_hook(_appending(now, tokens)).remove)
+        for module, own in factors.items():
+            stack.callback(module.register_forward_hook(_changing(now, own)).remove)
         calls: list[None] = []
         stack.callback(network.register_forward_hook(lambda *_: calls.extend([None] * (_ACTIVE.get() is now))).remove)
         token = _ACTIVE.set(now)
@@ -150,6 +181,15 @@ def _appending(mine: _Reading, tokens: Tensor) -> Callable[..., tuple[Tensor]]:
     return hook
 
 
+def _changing(mine: _Reading, factors: tuple[Tensor, Tensor]) -> Callable[..., Tensor | None]:
+    """A hook that adds a key's change to a projection's output, for who reads this prompt alone."""
+
+    def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor | None:
+        return changed(output, inputs[0], factors) if _ACTIVE.get() is mine else None
+
+    return hook
+
+
 def with_prompts(cond: Tree, prompts: Sequence[Prompt | None]) -> dict[str, Any]:
     """Conditioning whose rows read a prompt each, or none; a row's tokens may differ in number from another's.
 
@@ -161,16 +201,12 @@ def with_prompts(cond: Tree, prompts: Sequence[Prompt | None]) -> dict[str, Any]
         raise InputError(f"give {num_rows(cond)} prompts or none, one a row, all read by the same layers")
     if not given:
         return dict(cond)
-    most, width = max(len(prompt.keys) for prompt in given), given[0].keys.shape[1]
-    empty = given[0].keys.new_zeros(0, width)
-
-    def rows(parts: Sequence[Tensor]) -> Tensor:
-        return torch.stack([torch.cat([part, part.new_zeros(most - len(part), width)]) for part in parts])
-
-    keys = [empty if prompt is None else prompt.keys for prompt in prompts]
-    values = [empty if prompt is None else prompt.values for prompt in prompts]
-    tree = {"keys": rows(keys), "values": rows(values), "tokens": torch.tensor([len(part) for part in keys])}
-    return {**cond, "prompt": {given[0].layers: tree}}
+    columns = {name: stacked([getattr(prompt, name, None) for prompt in prompts]) for name in ("keys", "values")}
+    changes = [prompt.change if prompt else None for prompt in prompts]
+    if any(changes):
+        columns |= {name: stacked([getattr(change, name, None) for change in changes]) for name in ("down", "up")}
+    tokens = torch.tensor([0 if prompt is None else len(prompt.keys) for prompt in prompts])
+    return {**cond, "prompt": {given[0].layers: {**columns, "tokens": tokens}}}
 
 
 def prompted(cond: Conditioning, prompts: Sequence[Prompt | None]) -> Conditioning:
@@ -200,7 +236,8 @@ def call_prompted(
     outputs: list[tuple[Tensor, Tensor]] = []
     for count in prompt["tokens"].unique().tolist():
         rows = (prompt["tokens"] == count).nonzero()[:, 0]
-        mine = Prompt(prompt["keys"][rows, :count], prompt["values"][rows, :count], layers)
+        change = LowRank(prompt["down"][rows], prompt["up"][rows]) if "down" in prompt else None
+        mine = Prompt(prompt["keys"][rows, :count], prompt["values"][rows, :count], layers, change=change)
         told = timestep[rows] if timestep.dim() else timestep
         with reading(network, mine):
             outputs.append((rows, call(xt[rows], told, **select_rows(plain, rows))))

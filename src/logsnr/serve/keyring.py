@@ -7,15 +7,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from logsnr.core.errors import BrokenError, MissingError
+from logsnr.core.errors import BrokenError, InputError, MissingError
 from logsnr.hiding.errors import ConceptKeyError, KeyExpiredError
 from logsnr.hiding.keyfile import KeyFile, read_key
 from logsnr.hiding.lock import Secret, open_sealed, read_identities
 from logsnr.hiding.sidecar import Sidecar
-from logsnr.models.prompted import Prompt
+from logsnr.models.prompted import Prompt, side_by_side
 from logsnr.serve.errors import RefusedError
 
 
@@ -118,10 +117,7 @@ def _together(keys: Sequence[KeyFile]) -> Unlocked:
                 400, "keys", "a key of the kind exact is used alone: unlock fewer concepts", param="unlock"
             )
         return Unlocked(exact=keys[0].record.key_id)
-    first = keys[0].prompt
-    if any((key.prompt.layers, key.prompt.half) != (first.layers, first.half) for key in keys):
-        raise RefusedError(
-            400, "keys", "these keys are read by different layers: unlock them one by one", param="unlock"
-        )
-    keys_, values = (torch.cat([getattr(key.prompt, name) for key in keys]) for name in ("keys", "values"))
-    return Unlocked(Prompt(keys_, values, first.layers, first.half))
+    try:
+        return Unlocked(side_by_side([key.prompt for key in keys]))
+    except InputError as error:
+        raise RefusedError(400, "keys", str(error), param="unlock") from None
