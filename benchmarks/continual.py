@@ -1,6 +1,7 @@
 """Continual learning: every strategy on the same streams, class order shuffled by seed; and the table of all runs.
 
     python benchmarks/continual.py run [--tier digits] [--strategies gppdm replay ...] [--seeds 1 2 3 4 5]
+    python benchmarks/continual.py run --ablations [gradient values ...] --seeds 1
     python benchmarks/continual.py look --strategies gppdm --options '{...}'
     python benchmarks/continual.py report
 
@@ -53,9 +54,26 @@ TIERS: dict[str, dict[str, Any]] = {
 }
 
 
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "no projection": {"projection": "none"},
+    "gradient": {"projection": "gradient"},
+    "values": {"projected": "values"},
+    "queries and outputs too": {"projected": "all"},
+    "lone token": {"lone_token": True, "conditioning": "concat", "projected": "values"},
+    "nearest class": {"nearest_class_weight": 1e-4},
+    **{f"guidance {scale:g}": {"guidance_scale": scale} for scale in (1.0, 4.0)},
+    **{f"{steps} steps": {"sampling_steps": steps} for steps in (5, 10, 50)},
+    **{f"{count} replays": {"images_per_class": count} for count in (16, 256)},
+    "distillation": {"distill_weight": 1.0},
+    "prototypes of half the size": {"prototype_size": 4},
+    "prototypes of a quarter": {"prototype_size": 2},
+}
+"""Changes of gppdm on digits; it has 20 steps, guidance 2 and 64 replays itself."""
+
+
 def place_of(tier: str, name: str, seed: int) -> Path:
     """Where a run's result is kept."""
-    return KEPT / f"{tier}-{name}-{seed}.json"
+    return KEPT / f"{tier}-{name}-{seed}.json".replace(" ", "_")
 
 
 def config_of(tier: str, name: str, seed: int, changes: dict[str, Any]) -> ContinualConfig:
@@ -85,8 +103,8 @@ def learn(tier: str, name: str, seed: int, changes: dict[str, Any]) -> dict[str,
     stream = make_stream(train, test, classes_of(tier, seed), seed=seed, repeating=tier == "digits-repeating")
     if seed >= TUNED:
         stream = [replace(each, test=each.validation) for each in stream]
-    out = WORK / f"{tier}-{name}-{seed}" if not changes else None
-    config = config_of(tier, name, seed, changes)
+    out = WORK / place_of(tier, name, seed).stem if seed < TUNED else None
+    config = config_of(tier, name.partition(", ")[0], seed, changes)
     learner = Learner(stream, config, out)
     found = finish(learner.run())
     every = sum(len(each.train) for each in stream) * math.prod(learner.shape)
@@ -156,6 +174,7 @@ def main() -> None:
     parser.add_argument("what", choices=["run", "look", "report"])
     parser.add_argument("--tier", choices=list(TIERS), default="digits")
     parser.add_argument("--strategies", nargs="+", choices=list(STRATEGIES), default=list(ORDER))
+    parser.add_argument("--ablations", nargs="*", choices=list(ABLATIONS), help="of gppdm, in place of strategies")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
     parser.add_argument("--options", metavar="JSON", default="{}", help="look: other options, on seed 100")
     chosen = parser.parse_args()
@@ -167,10 +186,13 @@ def main() -> None:
             found = learn(chosen.tier, name, TUNED, json.loads(chosen.options))
             print(name, chosen.options, {k: found[k] for k in ("final_accuracy", "mean_accuracy", "forgetting_max")})
         return
+    every: dict[str, dict[str, Any]] = {name: {} for name in chosen.strategies}
+    if chosen.ablations is not None:
+        every = {f"gppdm, {name}": ABLATIONS[name] for name in chosen.ablations or ABLATIONS}
     for seed in chosen.seeds:
-        for name in chosen.strategies:
+        for name, changes in every.items():
             if not place_of(chosen.tier, name, seed).exists():
-                found = learn(chosen.tier, name, seed, {})
+                found = learn(chosen.tier, name, seed, changes)
                 write_json(place_of(chosen.tier, name, seed), found)
                 print(chosen.tier, name, seed, round(found["final_accuracy"], 3), flush=True)
 

@@ -22,6 +22,7 @@ from logsnr.continual.pipeline import PrototypePipeline
 from logsnr.continual.prototypes import PrototypeBank, starts_of
 from logsnr.continual.quality import _replayed
 from logsnr.continual.replay import ByClassifier, Mixed, ReplayBank, exemplars, nearest_classes, replay
+from logsnr.continual.representations import attention_inputs, kept_energy
 from logsnr.core.artifact import load_tensors
 from logsnr.core.errors import InputError, MissingError
 from logsnr.core.types import Prediction
@@ -432,6 +433,58 @@ class TestProjection:
         assert (told is None) == (kind == "none")
         assert told is None or (told <= 1e-5) == kept
         assert kind != "gradient" or told >= 0.9 * max(drifts), "the record says it of all old tokens"
+
+    @pytest.mark.parametrize("projected", ["values", "keys-values", "all"])
+    def test_what_is_projected_stays_and_what_is_not_moves(self, projected: Any) -> None:
+        rates = {"generator_steps": 15, "generator_learning_rate": 3e-3}
+        learner = Learner(stream(2), quick(projected=projected, **rates))
+        run, before = learner.run(), {}
+        for moment in run:
+            if moment.experience == 1 and not before:
+                source = learner.generator
+                assert source is not None
+                read = attention_inputs(source, learner.stream[0].train, seed=0)
+                tokens = source.old_tokens(learner.stream[0].classes)
+                weights = {k: v for k, v in source.unet.named_parameters() if "attn2" in k and k.endswith("weight")}
+                inputs = {name: read.get(name, tokens) for name in weights}
+                before = {name: inputs[name] @ weight.detach().T for name, weight in weights.items()}
+        ends = {"values": ("to_v",), "keys-values": ("to_k", "to_v"), "all": ("to_k", "to_v", "to_q", "to_out.0")}
+        for name, weight in weights.items():
+            drift = float((inputs[name] @ weight.detach().T - before[name]).norm() / before[name].norm())
+            sampled, kept = name in read, name.removesuffix(".weight").endswith(ends[projected])
+            assert (drift < (0.02 if sampled else 1e-5)) if kept else (drift > 0.02), (name, drift)
+
+    def test_samples_of_what_is_read_are_the_same_again_and_span_the_times(self) -> None:
+        source, train = generator_of(quick()), data()
+        first, again = (attention_inputs(source, train, seed=3) for _ in range(2))
+        assert {name.split(".attn2.")[1] for name in first} == {"to_q.weight", "to_out.0.weight"}
+        assert all(torch.equal(first[name], again[name]) for name in first)
+        assert all(len(read) == 4096 for read in first.values())
+        assert not any(module._forward_pre_hooks for module in source.unet.modules())
+        assert (kept_energy(0), kept_energy(5), kept_energy(99)) == (0.95, pytest.approx(0.965), 1.0)
+
+    def test_a_lone_token_leaves_keys_no_gradient_and_is_warned_of(self) -> None:
+        lone = quick(lone_token=True, conditioning="concat")
+        source = generator_of(lone)
+        cond = source.condition(torch.tensor([1]))
+        assert cond["tokens"].shape[1] == 1
+        source(torch.randn(1, *SHAPE), torch.tensor([10.0]), **cond).square().sum().backward()
+        slopes = {name: float(p.grad.abs().max()) for name, p in source.key_values().items()}
+        assert max(v for k, v in slopes.items() if "to_k" in k) < 1e-5 * max(
+            v for k, v in slopes.items() if "to_v" in k
+        )
+        with pytest.warns(UserWarning, match="project values"):
+            Learner(stream(2), lone)
+        with pytest.raises(InputError, match="say conditioning concat"):
+            quick(lone_token=True, conditioning="both")
+
+    def test_the_released_constants_are_a_preset(self) -> None:
+        paper = strategy("paper-cifar100")
+        assert (paper.generator_steps, paper.generator_batch, paper.generator_learning_rate) == (15_000, 64, 1e-4)
+        assert (paper.images_per_class, paper.sampling_steps, paper.guidance_scale) == (20, 100, 4.0)
+        assert (paper.prediction, paper.label_dropout, paper.nearest_class_weight) == ("epsilon", 0.2, 1e-4)
+        assert (paper.token_width, len(paper.channels), paper.skip_last_generator) == (768, 6, True)
+        assert (paper.lone_token, paper.projection) == (True, "none")
 
     def test_directions_only_grow(self) -> None:
         learner = Learner(stream(2), quick())

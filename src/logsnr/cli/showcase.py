@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel as UNet
 from torch import Tensor
 
 from logsnr.cli.part import Part
+from logsnr.cli.showcase_continual import SHIPPED, kept_on
 from logsnr.cli.showcase_erasure import attacked, erased
 from logsnr.cli.showcase_few import few_calls
 from logsnr.cli.showcase_hiding import hidden
@@ -23,7 +25,7 @@ from logsnr.evaluation.plots import plot_information
 from logsnr.evaluation.report import Figure, Section
 from logsnr.information.config import InformationConfig
 from logsnr.metrics.judge import judge_images
-from logsnr.models.pipeline import Pipeline, decode_latents
+from logsnr.models.pipeline import Pipeline, decode_latents, network_of
 from logsnr.solvers.config import SampleConfig
 from logsnr.solvers.sample import sample
 from logsnr.train.preview import image_grid
@@ -43,6 +45,7 @@ def showcase(name: str, num_judged: int) -> Iterator[Part]:
         *(partial(few_calls, pipe, world, few) for few, of in FEW_STEP.items() if of == name and few in WORLDS),
         *(partial(erasing, pipe, world, folder) for folder in deltas for erasing in (erased, attacked)),
         *(partial(hidden, pipe, world, folder) for folder in sorted((world.edits / "hidden").glob("*"))),
+        *([lambda: kept_on(pipe, world)] if SHIPPED.exists() and isinstance(network_of(pipe), UNet) else []),
         lambda: judged(pipe, world, num_judged),
         lambda: known(pipe, world),
         lambda: speed(pipe, world),

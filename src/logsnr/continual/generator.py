@@ -61,8 +61,8 @@ class ReplayGenerator(nn.Module):
         Of ``dropped`` rows (n,) it reads nothing.
         """
         prototypes = self.prototypes.images(labels if shown is None else shown)
-        tokens = [self.null.expand(len(labels), -1), self.class_vectors(labels), *self._patch_tokens(prototypes)]
-        text = torch.stack(tokens, 1)
+        own, null = self.class_vectors(labels), self.null.expand(len(labels), -1)
+        text = torch.stack([own] if self.config.lone_token else [null, own, *self._patch_tokens(prototypes)], 1)
         image = prototypes if self.config.conditioning != "tokens" else torch.zeros_like(prototypes)
         if dropped is not None:
             text = torch.where(dropped[:, None, None], self.null, text)
@@ -80,12 +80,9 @@ class ReplayGenerator(nn.Module):
         return self.unet(torch.cat([image, xt], 1), timesteps, encoder_hidden_states=tokens).sample
 
     def key_values(self) -> dict[str, nn.Parameter]:
-        """The weights of keys and values that read tokens, by their names in the UNet."""
-        return {
-            name: value
-            for name, value in self.unet.named_parameters()
-            if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))
-        }
+        """The weights of keys and values that read tokens and are projected, by their names in the UNet."""
+        ends = ("attn2.to_k.weight", "attn2.to_v.weight")[self.config.projected == "values" :]
+        return {name: value for name, value in self.unet.named_parameters() if name.endswith(ends)}
 
     def old_tokens(self, classes: Sequence[int]) -> Tensor:
         """All token vectors (n, width) that keys and values read for classes, and for none."""

@@ -11,6 +11,7 @@ import hashlib
 import math
 import shutil
 import time
+import warnings
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from logsnr.continual.method import ClassifierMethod, GeneratorMethod
 from logsnr.continual.pipeline import PROTOTYPES, PrototypePipeline
 from logsnr.continual.prototypes import PrototypeBank, starts_of
 from logsnr.continual.replay import Mixed, ReplayBank, exemplars, nearest_classes, replay, seen_before
+from logsnr.continual.representations import attention_inputs, kept_energy
 from logsnr.core.artifact import load_tensors, save_tensors, staged, write_json
 from logsnr.core.config import from_dict, read_json, to_dict
 from logsnr.core.errors import InputError
@@ -70,6 +72,11 @@ class Learner:
         self.prototypes = PrototypeBank(self.shape, mode=config.prototypes, **storage)
         self.memory = GradientProjectionMemory(apply=config.projection)
         self.generator = ReplayGenerator(config, self.shape, self.prototypes) if self.replays else None
+        if self.replays and config.lone_token and config.projection != "none" and config.projected != "values":
+            warnings.warn(
+                "a lone token gives keys and queries no gradient, so projecting them does nothing: project values",
+                stacklevel=2,
+            )
         self.matrix: list[list[float]] = []
         self.masked: list[list[float]] = []
         self.records: list[dict[str, Any]] = []
@@ -145,6 +152,11 @@ class Learner:
         self.generator.learned |= set(classes)
         if config.projection != "none":
             self.memory.remember(self.generator.old_tokens(classes), self.generator.key_values())
+        if config.projection != "none" and config.projected == "all":
+            weights = dict(self.generator.unet.named_parameters())
+            for name, inputs in attention_inputs(self.generator, experience.train, seed=config.seed).items():
+                energy = kept_energy(experience.index)
+                self.memory.remember(inputs, {name: weights[name]}, basis=name, energy=energy)
 
     def _fit(
         self, experience: Experience, phase: str, method: Any, data: Mixed, steps: int, batch: int

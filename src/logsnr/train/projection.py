@@ -54,10 +54,13 @@ class GradientProjectionMemory:
         self._bases: dict[str, _Basis] = {}
 
     @torch.no_grad()
-    def remember(self, inputs: Tensor, weights: Mapping[str, Tensor], *, basis: str = "inputs") -> int:
+    def remember(
+        self, inputs: Tensor, weights: Mapping[str, Tensor], *, basis: str = "inputs", energy: float | None = None
+    ) -> int:
         """Keep what the weights make of inputs (n, d) now; the number of new directions.
 
-        Weights that share their inputs share one ``basis``: it is always given with the same weights, by name.
+        Weights that share their inputs share one ``basis``: it is always given with the same weights, by name. An
+        ``energy`` is for these inputs alone.
 
         Raises:
             InputError: another width, or other weights than this basis had before.
@@ -72,7 +75,8 @@ class GradientProjectionMemory:
             raise InputError(
                 f"the basis {basis!r} is of {', '.join(known.anchors)}: give another name for other weights"
             )
-        new = self._new_directions(columns, known.directions)
+        share = self.energy if energy is None and self.rank == "energy" else energy
+        new = self._new_directions(columns, known.directions, share)
         known.directions = torch.cat([known.directions, new], 1)
         for name, weight in flat.items():
             before = known.anchors.get(name, torch.zeros(len(weight), 0, dtype=torch.float64))
@@ -85,7 +89,7 @@ class GradientProjectionMemory:
             )
         return new.shape[1]
 
-    def _new_directions(self, columns: Tensor, kept: Tensor) -> Tensor:
+    def _new_directions(self, columns: Tensor, kept: Tensor, energy: float | None) -> Tensor:
         if columns.shape[1] > len(columns):  # as many columns as rows say the same
             columns = torch.linalg.qr(columns.T, mode="r").R.T
         rest = columns
@@ -93,11 +97,11 @@ class GradientProjectionMemory:
             rest = rest - kept @ (kept.T @ rest)
         left, sizes, _ = torch.linalg.svd(rest, full_matrices=False)
         greatest = torch.linalg.matrix_norm(columns, 2)
-        if self.rank == "exact":
+        if energy is None:
             return left[:, sizes > _NEGLIGIBLE * greatest]
         whole, had = columns.square().sum(), columns.square().sum() - rest.square().sum()
-        enough = had + sizes.square().cumsum(0) >= self.energy * whole
-        count = int((~enough).sum()) + 1 if had < self.energy * whole else 0
+        enough = had + sizes.square().cumsum(0) >= energy * whole
+        count = int((~enough).sum()) + 1 if had < energy * whole else 0
         return left[:, : min(count, int((sizes > _NEGLIGIBLE * greatest).sum()))]
 
     @torch.no_grad()
