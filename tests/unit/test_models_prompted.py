@@ -238,6 +238,20 @@ def test_adapters_see_the_prompt_too() -> None:
     torch.testing.assert_close(adapted, output(pipe, [prompt] * 3), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("layers", ["mid", "all"])
+def test_a_mask_of_the_text_leaves_the_prompt_seen(layers: str) -> None:
+    pipe = tiny_sd()
+    x, timestep, cond = inputs(pipe)
+    text, prompt = cond["encoder_hidden_states"], prompt_for(pipe.unet, layers)
+    mask = (torch.arange(text.shape[1]) < 4).expand(len(text), -1)
+    with torch.no_grad(), reading(pipe.unet, prompt):
+        short = pipe.unet(x, timestep, text[:, :4]).sample
+        masked = pipe.unet(x, timestep, text, encoder_attention_mask=mask).sample
+        whole = pipe.unet(x, timestep, text).sample
+    torch.testing.assert_close(masked, short, atol=1e-5, rtol=1e-4)
+    assert (whole - short).abs().max() > 1e-4
+
+
 def test_threads_read_their_own_prompt() -> None:
     pipe = tiny_sd()
     prompts = [prompt_for(pipe.unet), None, prompt_for(pipe.unet, seed=1), None]

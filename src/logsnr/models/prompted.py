@@ -70,6 +70,8 @@ class _Reading:
     keys: Tensor
     values: Tensor
     read: Counter[nn.Module] = field(default_factory=Counter)
+    room: bool = False
+    """Whether the text that comes next has room for the tokens at its end already."""
 
 
 _ACTIVE: ContextVar[_Reading | None] = ContextVar("prompt", default=None)
@@ -149,6 +151,8 @@ def reading(network: nn.Module, prompt: Prompt) -> Iterator[None]:
         for modules, tokens in zip(zip(*pairs, strict=True), (now.keys, now.values), strict=True):
             for module in modules:
                 stack.callback(module.register_forward_pre_hook(_appending(now, tokens)).remove)
+        for module in _attentions(network, {keys for keys, _ in pairs}):
+            stack.callback(module.register_forward_pre_hook(_unmasking(now), with_kwargs=True).remove)
         for module, own in factors.items():
             stack.callback(module.register_forward_hook(_changing(now, own)).remove)
         calls: list[None] = []
@@ -176,7 +180,31 @@ def _appending(mine: _Reading, tokens: Tensor) -> Callable[..., tuple[Tensor]]:
             return inputs
         mine.read[module] += 1
         (text,) = inputs
+        text = text[:, : -tokens.shape[1]] if mine.room else text
         return (torch.cat([text, tokens.to(text).expand(len(text), -1, -1)], 1),)
+
+    return hook
+
+
+def _attentions(network: nn.Module, read: set[nn.Module]) -> list[nn.Module]:
+    """The attentions to text with these projections to keys, which may be given a mask of it."""
+    found = [module for name, module in network.named_modules() if name.endswith(".attn2")]
+    return [module for module in found if getattr(module, "to_k", None) in read]
+
+
+def _unmasking(mine: _Reading) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]] | None]:
+    """A hook by which a mask of the text, if there is one, has room for the tokens, which it lets be seen."""
+
+    def hook(_module: nn.Module, inputs: tuple[Any, ...], given: dict[str, Any]) -> Any:
+        text, mask = given.get("encoder_hidden_states"), given.get("attention_mask")
+        if _ACTIVE.get() is not mine:
+            return None
+        mine.room = mask is not None
+        if text is None or mask is None:
+            return None
+        more = mine.keys.shape[1]
+        longer = {"encoder_hidden_states": (text, (0, 0, 0, more)), "attention_mask": (mask, (0, more))}
+        return inputs, {**given, **{name: nn.functional.pad(part, ends) for name, (part, ends) in longer.items()}}
 
     return hook
 
