@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE := 1
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-ray lint types layers dependencies docs data clean
+.PHONY: help demo test test-ray test-avalanche lint types layers dependencies docs data clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -25,6 +25,9 @@ test: lint types layers dependencies data ## Every check, then every test
 
 test-ray: .venv/.stamp-ray data ## The server as a Ray Serve deployment, in an environment of its own
 	.venv-ray/bin/python -m pytest tests/e2e/test_ray_serve.py
+
+test-avalanche: .venv/.stamp-avalanche ## Diffusion replay inside Avalanche, in an environment of its own
+	.venv-avalanche/bin/python -m pytest tests/e2e/test_avalanche.py
 
 lint: .venv/.stamp ## Style and formatting
 	$(BIN)/ruff check .
@@ -89,6 +92,11 @@ clean: ## Remove what the targets wrote, but not the environment
 .venv/.stamp-ray: .venv/.stamp
 	$(PYTHON) -m venv .venv-ray
 	.venv-ray/bin/python -m pip install --quiet -c constraints.txt -e '.[dev,ray]'
+	@touch $@
+
+.venv/.stamp-avalanche: .venv/.stamp
+	$(PYTHON) -m venv .venv-avalanche
+	.venv-avalanche/bin/python -m pip install --quiet -c constraints.txt -e '.[dev,avalanche]'
 	@touch $@
 
 .venv/.stamp-docs: .venv/.stamp

@@ -422,11 +422,11 @@ class TestProjection:
         run, said = learner.run(), {}
         for moment in run:
             if moment.experience == 1 and not said:
-                tokens = learner.generator.old_tokens((0,))  # type: ignore[union-attr]
-                said = {k: tokens @ w.detach().T for k, w in learner.generator.key_values().items()}  # type: ignore[union-attr]
+                tokens = learner.replayer.generator.old_tokens((0,))  # type: ignore[union-attr]
+                said = {k: tokens @ w.detach().T for k, w in learner.replayer.generator.key_values().items()}  # type: ignore[union-attr]
         drifts = [
             float((tokens @ w.detach().T - said[k]).norm() / said[k].norm())
-            for k, w in learner.generator.key_values().items()  # type: ignore[union-attr]
+            for k, w in learner.replayer.generator.key_values().items()  # type: ignore[union-attr]
         ]
         assert (max(drifts) <= 1e-5) if kept else (max(drifts) > 1e-3)
         told = learner.records[-1].get("key_value_drift")
@@ -441,7 +441,7 @@ class TestProjection:
         run, before = learner.run(), {}
         for moment in run:
             if moment.experience == 1 and not before:
-                source = learner.generator
+                source = learner.replayer and learner.replayer.generator
                 assert source is not None
                 read = attention_inputs(source, learner.stream[0].train, seed=0)
                 tokens = source.old_tokens(learner.stream[0].classes)
@@ -491,8 +491,8 @@ class TestProjection:
         kept: list[torch.Tensor] = []
         for moment in learner.run():
             if moment.experience == 1 and not kept:
-                kept.append(learner.memory.state()["inputs/directions"].clone())
-        now = learner.memory.state()["inputs/directions"]
+                kept.append(learner.replayer.memory.state()["inputs/directions"].clone())
+        now = learner.replayer.memory.state()["inputs/directions"]
         assert torch.equal(now[:, : kept[0].shape[1]], kept[0])
         assert float((now.T @ now - torch.eye(now.shape[1], dtype=now.dtype)).abs().max()) <= 1e-5
 
@@ -608,16 +608,16 @@ class TestLearner:
         pipe = PrototypePipeline.from_pretrained(tmp_path / "experience-1")
         source, names = pipe.source, pipe.names
         options: dict[str, Any] = {"experience": 0, "config": quick()}
-        assert learner.generator is not None
+        assert learner.replayer is not None
         ours = replay(source, [0, 3], names, **options)
-        assert torch.equal(ours.images, replay(learner.generator, [0, 3], names, **options).images)
+        assert torch.equal(ours.images, replay(learner.replayer.generator, [0, 3], names, **options).images)
 
     def test_the_last_generator_may_be_left_out(self) -> None:
         learner = Learner(stream(2), quick(skip_last_generator=True))
         moments = list(learner.run())
         assert {moment.experience for moment in moments if moment.phase == "generator"} == {0}
-        assert learner.generator is not None
-        assert learner.generator.learned == {0, 1}
+        assert learner.replayer is not None
+        assert learner.replayer.generator.learned == {0, 1}
 
     def test_distillation_keeps_the_old_generators_word(self) -> None:
         config = quick(distill_weight=1.0)

@@ -6,40 +6,32 @@ whole experience, and inside one from the last checkpoint of its training.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 import shutil
 import time
 import warnings
-from collections.abc import Generator, Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from logsnr.continual.config import ContinualConfig
-from logsnr.continual.generator import ReplayGenerator
-from logsnr.continual.method import ClassifierMethod, GeneratorMethod
-from logsnr.continual.pipeline import PROTOTYPES, PrototypePipeline
-from logsnr.continual.prototypes import PrototypeBank, starts_of
-from logsnr.continual.replay import Mixed, ReplayBank, exemplars, nearest_classes, replay, seen_before
-from logsnr.continual.representations import attention_inputs, kept_energy
-from logsnr.core.artifact import load_tensors, save_tensors, staged, write_json
+from logsnr.continual.method import ClassifierMethod
+from logsnr.continual.replay import Mixed, ReplayBank, exemplars, seen_before
+from logsnr.continual.replayer import Replayer, fitted
+from logsnr.core.artifact import staged, write_json
 from logsnr.core.config import from_dict, read_json, to_dict
 from logsnr.core.errors import InputError
 from logsnr.data.labelled import LabelledData, Part, take_all
 from logsnr.data.stream import Experience
 from logsnr.metrics.continual import summary
 from logsnr.metrics.judge import Judge, judge_images, only
-from logsnr.train.config import FitConfig
-from logsnr.train.loop import fit
-from logsnr.train.projection import GradientProjectionMemory
+from logsnr.train.loop import Progress
 
 
 @dataclass(frozen=True)
@@ -68,11 +60,8 @@ class Learner:
         self._check_data()
         torch.manual_seed(config.seed)
         self.classifier = Judge(channels=self.shape[0], size=self.shape[1], width=16, classes=self.names)
-        storage = {"size": config.prototype_size, "storage": config.prototype_storage}
-        self.prototypes = PrototypeBank(self.shape, mode=config.prototypes, **storage)
-        self.memory = GradientProjectionMemory(apply=config.projection)
-        self.generator = ReplayGenerator(config, self.shape, self.prototypes) if self.replays else None
-        if self.replays and config.lone_token and config.projection != "none" and config.projected != "values":
+        self.replayer = Replayer(config, self.shape, self.names) if config.memory == "generator" else None
+        if self.replayer and config.lone_token and config.projection != "none" and config.projected != "values":
             warnings.warn(
                 "a lone token gives keys and queries no gradient, so projecting them does nothing: project values",
                 stacklevel=2,
@@ -82,11 +71,6 @@ class Learner:
         self.records: list[dict[str, Any]] = []
         if out:
             self._check(out)
-
-    @property
-    def replays(self) -> bool:
-        """Whether its memory is a generator."""
-        return self.config.memory == "generator"
 
     def run(self) -> Generator[Moment, None, dict[str, Any]]:
         """Learn all experiences, going on where ``out`` ended, and return ``result``."""
@@ -111,62 +95,34 @@ class Learner:
         rows = len(experience.train) * len(experience.seen) // len(experience.classes)  # the same for all strategies
         steps = -(-rows * self.config.classifier_epochs // self.config.classifier_batch)
         method = ClassifierMethod(self.classifier.train(), experience.seen, self.config)
-        yield from self._fit(experience, "classifier", method, mixed, steps, self.config.classifier_batch)
+        index, place = experience.index, self._work(experience.index, "classifier")
+        steps_of = fitted(self.config, index, method, mixed, steps, self.config.classifier_batch, place)
+        yield from self._fit(index, "classifier", steps_of)
         self.classifier.eval()
         made = time.monotonic()
         last = experience.index == len(self.stream) - 1
-        if self.generator is not None and not (last and self.config.skip_last_generator):
-            yield from self._generate(experience, mixed)
+        if self.replayer and not (last and self.config.skip_last_generator):
+            told = {"index": index, "previous": experience.previous, "old": old, "classifier": self.classifier}
+            place = self._work(index, "generator")
+            learned = self.replayer.learn(experience.train, experience.classes, **told, out=place)
+            yield from self._fit(index, "generator", learned)
         marks = (start, sampled, made, time.monotonic())
         spent = [round(after - before, 1) for before, after in pairwise(marks)]
         seconds = dict(zip(("replay", "classifier", "generator"), spent, strict=True))
         self._measure(experience)
         record: dict[str, Any] = {"experience": experience.index, "classes": list(experience.classes)}
-        if self.generator is not None and self.config.projection != "none" and experience.previous:
-            tokens = self.generator.old_tokens(experience.previous)
-            record["key_value_drift"] = self.memory.drift(tokens, self.generator.key_values())
+        if self.replayer and self.config.projection != "none" and experience.previous:
+            record["key_value_drift"] = self.replayer.drift(experience.previous)
         self.records.append(record | {"seconds": seconds} | self._sizes(experience, old))
         self._write(experience)
 
-    def _generate(self, experience: Experience, mixed: Mixed) -> Generator[Moment, None, None]:
-        """Prototypes of the new classes, the generator's training, and what its keys and values now have to keep."""
-        assert self.generator is not None
-        config, classes = self.config, experience.classes
-        if config.prototypes != "none":
-            start = "mean" if config.prototypes == "mean" else config.prototype_start
-            seen = torch.tensor(experience.seen)
-            found = starts_of(experience.train, classes, start, self.classifier, seen, seed=config.seed)
-            self.prototypes.begin(found)
-        before = None
-        if config.distill_weight and experience.previous:
-            before = copy.deepcopy(self.generator).eval().requires_grad_(False)
-        nearest = None
-        if config.nearest_class_weight and experience.previous:
-            fresh = [label for label in classes if label not in experience.previous]
-            nearest = nearest_classes(self.classifier, mixed, fresh, experience.previous)
-        method = GeneratorMethod(self.generator.train(), self.memory, config, before, nearest)
-        steps, batch = config.generator_steps, config.generator_batch
-        yield from self._fit(experience, "generator", method, mixed, steps, batch)
-        method.finish()
-        self.prototypes.finish()
-        self.generator.learned |= set(classes)
-        if config.projection != "none":
-            self.memory.remember(self.generator.old_tokens(classes), self.generator.key_values())
-        if config.projection != "none" and config.projected == "all":
-            weights = dict(self.generator.unet.named_parameters())
-            for name, inputs in attention_inputs(self.generator, experience.train, seed=config.seed).items():
-                energy = kept_energy(experience.index)
-                self.memory.remember(inputs, {name: weights[name]}, basis=name, energy=energy)
+    def _fit(self, index: int, phase: str, steps: Iterator[Progress]) -> Generator[Moment, None, None]:
+        for found in steps:
+            yield Moment(index, phase, found.step, found.steps)
 
-    def _fit(
-        self, experience: Experience, phase: str, method: Any, data: Mixed, steps: int, batch: int
-    ) -> Generator[Moment, None, None]:
-        out = self.out / "work" / f"{experience.index}-{phase}" if self.out else None
-        seed = self.config.seed * 1000 + experience.index
-        run = FitConfig(steps=steps, batch_size=batch, seed=seed, warmup=0, decay="cosine", cpu=True, out=out)
-        with closing(fit(method, data, replace(run, resume=bool(out and out.exists())))) as steps_of:
-            for found in steps_of:
-                yield Moment(experience.index, phase, found.step, found.steps)
+    def _work(self, index: int, phase: str) -> Path | None:
+        """Where a training keeps what it needs to go on."""
+        return self.out / "work" / f"{index}-{phase}" if self.out else None
 
     def _old_data(self, experience: Experience) -> ReplayBank | None:
         """What the memory has of the classes before."""
@@ -181,13 +137,11 @@ class Learner:
         return self._replayed(experience)
 
     def _replayed(self, experience: Experience) -> ReplayBank:
-        assert self.generator is not None
-        place = self.out / "work" / f"{experience.index}-replay.safetensors" if self.out else None
+        assert self.replayer is not None
+        place = self._work(experience.index, "replay.safetensors")
         if place and place.exists():
             return ReplayBank.open(place, self.names)
-        guide = self.classifier.eval() if self.config.classifier_guidance else None
-        classes, index = experience.previous, experience.index
-        made = replay(self.generator, classes, self.names, experience=index, config=self.config, classifier=guide)
+        made = self.replayer.replay(experience.previous, index=experience.index, classifier=self.classifier)
         if place:
             made.save(place)
         return made
@@ -209,13 +163,13 @@ class Learner:
         """What the next experience has to carry, and what was needed in between, in bytes of tensors."""
         so_far = sum(len(each.train) for each in self.stream[: experience.index + 1]) * math.prod(self.shape)
         carried = {"classifier": _bytes(self.classifier.state_dict())}
-        if self.generator is not None:
-            carried["generator"] = _bytes(self.generator.unet.state_dict())
-            carried["prototypes"] = _bytes(self.prototypes.tensors())
-            carried["projection"] = _bytes(self.memory.state()) if self.config.projection != "none" else 0
+        if self.replayer:
+            carried["generator"] = _bytes(self.replayer.generator.unet.state_dict())
+            carried["prototypes"] = _bytes(self.replayer.prototypes.tensors())
+            carried["projection"] = _bytes(self.replayer.memory.state()) if self.config.projection != "none" else 0
         elif self.config.memory != "none":
             carried["images"] = so_far if self.config.memory == "all" else min(so_far, self.config.exemplar_bytes)
-        transient = {"replay": old.num_bytes} if old and self.replays else {}
+        transient = {"replay": old.num_bytes} if old and self.replayer else {}
         return {"bytes": carried, "transient_bytes": transient}
 
     # What stands on disk
@@ -251,9 +205,8 @@ class Learner:
             return
         with staged(self._place(experience.index)) as folder:
             self.classifier.save_pretrained(folder / "classifier")
-            if self.generator is not None:
-                PrototypePipeline.of(self.generator, self.names).save_pretrained(folder)
-                save_tensors(folder / "projection.safetensors", self.memory.state())
+            if self.replayer:
+                self.replayer.save(folder)
             write_json(folder / "state.json", self.result())
         for leftover in (self.out / "work").glob(f"{experience.index}-*"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
@@ -271,11 +224,8 @@ class Learner:
         self.records = state["experiences"]
         self.classifier.load_state_dict(Judge.from_pretrained(folder / "classifier").state_dict())
         self.classifier.eval()
-        if self.generator is not None:
-            self.generator.unet.load_state_dict(UNet2DConditionModel.from_pretrained(folder / "unet").state_dict())
-            self.prototypes.load(load_tensors(folder / PROTOTYPES))
-            self.generator.learned = {label for each in self.records for label in each["classes"]}
-            self.memory.load_state(load_tensors(folder / "projection.safetensors"))
+        if self.replayer:
+            self.replayer.load(folder, {label for each in self.records for label in each["classes"]})
         return done
 
 

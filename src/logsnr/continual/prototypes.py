@@ -100,9 +100,19 @@ class PrototypeBank(nn.Module):
 
 @torch.no_grad()
 def starts_of(
-    data: LabelledData, classes: Sequence[int], start: Start, classifier: Judge, learned: Tensor, *, seed: int = 0
+    data: LabelledData,
+    classes: Sequence[int],
+    start: Start,
+    classifier: Judge | None,
+    learned: Tensor,
+    *,
+    seed: int = 0,
 ) -> dict[int, Tensor]:
-    """The image from which each class's prototype begins, by the classifier that has just ``learned`` its classes."""
+    """The image from which each class's prototype begins, by the classifier that has just ``learned`` its classes.
+
+    Raises:
+        InputError: the start is chosen by a classifier, and none is given.
+    """
     items = take_all(data)
     found: dict[int, Tensor] = {}
     for label in classes:
@@ -111,11 +121,13 @@ def starts_of(
     return found
 
 
-def _start(images: Tensor, label: int, start: Start, classifier: Judge, learned: Tensor, seed: int) -> Tensor:
+def _start(images: Tensor, label: int, start: Start, classifier: Judge | None, learned: Tensor, seed: int) -> Tensor:
     if start == "mean":
         return images.mean(0)
     if start == "noise":
         return torch.randn(images.shape[1:], generator=generator(seed, "prototype", label)).clamp(-1, 1)
+    if classifier is None:
+        raise InputError(f"prototypes that begin from {start!r} need a classifier: give one, or begin from mean")
     features, logits = judge_images(classifier, images)
     if start == "medoid":
         return images[(features - features.mean(0)).norm(dim=1).argmin()]
