@@ -4,8 +4,8 @@
     strategy = Naive(model=..., optimizer=..., plugins=[plugin], ...)
 
 Images are tensors in [-1, 1]: the benchmark's transforms have to give those. Before an experience its data set grows by
-what the generator replays, each old class as often as a new one; afterwards the generator learns the experience. Nothing
-of it is drawn in a minibatch, and no old model is asked for labels.
+what the generator replays, each old class as often as a new one; afterwards the generator learns the experience. It is
+not drawn in a minibatch, and no old model is asked for labels.
 """
 
 from __future__ import annotations
