@@ -91,9 +91,13 @@ def of_model(bench: Bench, chosen: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def choose(bench: Bench) -> dict[str, Any]:
-    """The guidance of one call, and guidance and level of two, with the least distance on tuning images."""
+    """The guidance of one call, and guidance and level of two, with the least distance on tuning images.
+
+    A network whose guidance is its own is called once a step, at 1.
+    """
     found: dict[str, Any] = {}
-    ones = {w: bench.row(f"1, {w}", SampleConfig(steps=1, guidance_scale=w), TUNING) for w in GUIDANCE}
+    scales = (1.0,) if len(bench.pipe.scheduler.config.guidance or ()) == 1 else GUIDANCE
+    ones = {w: bench.row(f"1, {w}", SampleConfig(steps=1, guidance_scale=w), TUNING) for w in scales}
     found["guidance_1"] = min(ones, key=lambda w: ones[w]["frechet_distance"])
     twos = {}
     for middle in MIDDLE:
@@ -102,7 +106,7 @@ def choose(bench: Bench) -> dict[str, Any]:
         twos[middle] = bench.row(f"2, {middle}", sampling, TUNING)["frechet_distance"]
     found["middle"] = min(twos, key=lambda middle: twos[middle])
     bench.pipe.scheduler.register_to_config(middle_sigmas=[[found["middle"]]])
-    again = {w: bench.row(f"2, {w}", SampleConfig(steps=2, guidance_scale=w), TUNING) for w in GUIDANCE}
+    again = {w: bench.row(f"2, {w}", SampleConfig(steps=2, guidance_scale=w), TUNING) for w in scales}
     found["guidance_2"] = min(again, key=lambda w: again[w]["frechet_distance"])
     return {**found, "looks": {"one": {w: row["frechet_distance"] for w, row in ones.items()}, "two": twos}}
 

@@ -22,14 +22,18 @@ from logsnr.worlds.load import WORLDS, load, load_world
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-def test_what_is_shipped_is_a_world_that_the_demo_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("told", [True, False])
+def test_what_is_shipped_is_a_world_that_the_demo_shows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, told: bool
+) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
     ship: Any = importlib.import_module("ship_few")
     monkeypatch.setattr(ship, "KEPT", tmp_path)
     monkeypatch.setattr(ship, "PLACE", tmp_path / "fashion_few")
     pipe, config = logsnr.load("fashion"), consistency_preset("distil")
     pipe.scheduler = scheduler_of(of_unit_data(config, pipe.scheduler.config), pipe.scheduler.config)
-    tell_guidance(pipe)
+    if told:
+        tell_guidance(pipe)
     pipe.save_pretrained(tmp_path / "few-distil-3")
     figures = {"frechet_distance": 1.5, "judge_accuracy_second": 0.91, "recall": 0.7}
     rows = [
@@ -48,12 +52,13 @@ def test_what_is_shipped_is_a_world_that_the_demo_shows(monkeypatch: pytest.Monk
     assert load_world("fashion-few").card["one_call_frechet_distance"] == 1.5
     few = load("fashion-few")
     assert {value.dtype for value in few.unet.state_dict().values()} == {torch.float32}
-    assert few.unet.config.time_cond_proj_dim
+    assert bool(few.unet.config.time_cond_proj_dim) == told
 
     monkeypatch.setattr(showcase_few, "_IMAGES", 10)
     monkeypatch.setattr(showcase_few, "_CALLS", 4)
     part = showcase_few.few_calls(load("fashion"), load_world("fashion"), "fashion-few")
     assert not part.passed, "nobody has trained it"
-    assert [value["evaluations"] for value in part.values.values()] == [10, 20, 80]
+    called = [value["evaluations"] for value in part.values.values()]
+    assert called == [10, 20, 80], "one call a step, whether guidance is told or in the weights"
     assert "4 times the evaluations" in part.section.summary
     assert len(part.section.table) == 4

@@ -7,6 +7,7 @@ import torch
 from logsnr.cli.part import Part
 from logsnr.evaluation.report import Figure, Section
 from logsnr.metrics.judge import judge_images
+from logsnr.models.architectures import is_distilled
 from logsnr.models.pipeline import Pipeline
 from logsnr.solvers.config import SampleConfig
 from logsnr.solvers.sample import sample
@@ -27,7 +28,8 @@ def few_calls(pipe: Pipeline, world: World, model: str) -> Part:
     ways = {"one call": (few, 1), "two calls": (few, 2), f"{_CALLS} of the teacher": (pipe, _CALLS)}
     made, values = [], {}
     for name, (each, calls) in ways.items():
-        config = SampleConfig(steps=calls, guidance_scale=_GUIDANCE)
+        own = each is few and not is_distilled(few)  # its guidance is in its weights
+        config = SampleConfig(steps=calls, guidance_scale=1.0 if own else _GUIDANCE)
         found = sample(each, prompts, seeds=seeds, config=config)
         made.append(found.images[:_SHOWN])
         right = (judge_images(judge, found.images)[1].argmax(1) == labels).float().mean()
