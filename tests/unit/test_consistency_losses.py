@@ -15,6 +15,7 @@ from logsnr.consistency.curriculum import (
     level_chances,
     pair_weights,
     sigma_grid,
+    target_decay,
 )
 from logsnr.consistency.losses import POWERS, denoising_loss, penalise, robust_penalty, small_sigma_mask
 from logsnr.core.errors import InputError
@@ -112,6 +113,18 @@ class TestCurriculum:
     def test_an_end_that_is_no_power_of_two_of_the_start(self, end: int, found: list[int]) -> None:
         course = Curriculum(1000, 10, end)
         assert sorted({course.num_levels(k) for k in range(1000)}) == found
+
+    def test_by_the_root_it_grows_from_two_levels(self) -> None:
+        course = Curriculum(800, 2, 150, "root")
+        found = [course.num_levels(k) for k in range(801)]
+        assert (found[0], found[800]) == (2, 151)
+        assert found == sorted(found)
+        assert found[200] == math.ceil(math.sqrt(4 + (151**2 - 4) / 4) - 1) + 1 == 76
+        grids = course.grids()
+        assert (grids[0], len(grids)) == (2, 7)
+        assert Curriculum(70_000).grids() == [11, 21, 41, 81, 161, 321, 641]
+        assert target_decay(0.9, 2, 151) == pytest.approx(0.9 ** (2 / 151))
+        assert target_decay(0.0, 2, 151) == 0
 
     def test_one_stage(self) -> None:
         assert {Curriculum(5, 40, 40).num_levels(k) for k in range(5)} == {41}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from logsnr.consistency.config import CONSISTENCY_PRESETS, ConsistencyConfig, consistency_preset
-from logsnr.consistency.curriculum import fitted_scale, ratio_below
+from logsnr.consistency.curriculum import fitted_scale, ratio_below, target_decay
 from logsnr.consistency.method import ConsistencyMethod
 from logsnr.consistency.norms import NonScalingLayerNorm, replace_norms
 from logsnr.consistency.pairs import make_stage
@@ -296,6 +296,36 @@ def test_data_of_another_deviation_have_the_same_loss(scale: Any, levels: Any) -
     assert float(two.logs["scale_share"]) == pytest.approx(float(one.logs["scale_share"]), rel=1e-4)
 
 
+def test_the_target_may_be_an_average_of_the_student() -> None:
+    chosen = config(target_average=0.9, growth="root", start_levels=2)
+    made = method(chosen)
+    assert made.target is not None
+    first = [p.detach().clone() for p in made.module.parameters()]
+    steps = fit(made, Latents(), chosen.run)
+    next(steps)
+    decay = target_decay(0.9, 2, 2)
+    assert decay == pytest.approx(0.9)
+    for old, now, kept in zip(first, made.module.parameters(), made.target.parameters(), strict=True):
+        torch.testing.assert_close(kept, decay * old + (1 - decay) * now.detach())
+    stage, x0, noise = made.stage(5), batch()["latent"], batch().normal(*SHAPE)
+    pairs = stage.draw(batch().uniform())
+    before = [p.detach().clone() for p in made.module.parameters()]
+    student, target = made.pair(pairs, x0, noise, None)
+    assert student.requires_grad
+    assert all(torch.equal(old, now) for old, now in zip(before, made.module.parameters(), strict=True))
+    network: Any = made.target.eval()
+    expected = pairs.levels(network, x0 + pairs.levels.sigma(pairs.target, x0) * noise, pairs.target)
+    torch.testing.assert_close(target, expected.detach())
+    made.target = None
+    assert not torch.allclose(made.pair(pairs, x0, noise, None)[1], target)
+
+
+def test_pairs_may_be_as_likely_and_weigh_the_same() -> None:
+    stage: Any = make_stage(9, CM, config(pairing="uniform", pair_weighting="none"))
+    torch.testing.assert_close(stage.chances, (torch.arange(8) + 1).double() / 8)
+    assert stage.draw(torch.rand(5)).weights.tolist() == [1.0] * 5
+
+
 def test_averages_follow_and_are_written(tmp_path: Path) -> None:
     chosen = config(averages=(0.0, 0.5))
     made = method(chosen)
@@ -309,9 +339,16 @@ def test_averages_follow_and_are_written(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["average-0.0.safetensors", "average-0.5.safetensors"]
 
 
-@pytest.mark.parametrize(("levels", "optimizer"), [("grid", "radam"), ("continuous", "muon")])
-def test_a_run_that_was_cut_in_a_stage_goes_on_exactly(levels: Any, optimizer: Any, tmp_path: Path) -> None:
-    chosen = config(steps=12, scale="online", levels=levels, ratio_stages=3, optimizer=optimizer)
+@pytest.mark.parametrize(
+    ("options", "stages"),
+    [
+        ({"levels": "grid", "optimizer": "radam"}, 3),
+        ({"levels": "continuous", "optimizer": "muon"}, 3),
+        ({"growth": "root", "target_average": 0.5}, 11),
+    ],
+)
+def test_a_run_that_was_cut_in_a_stage_goes_on_exactly(options: Any, stages: int, tmp_path: Path) -> None:
+    chosen = config(steps=12, scale="online", ratio_stages=3, **options)
 
     def trained(folder: Path, stop: int | None = None, *, resume: bool = False) -> ConsistencyMethod:
         made = method(chosen, dropout=0.2)
@@ -326,7 +363,7 @@ def test_a_run_that_was_cut_in_a_stage_goes_on_exactly(levels: Any, optimizer: A
     trained(tmp_path / "cut", 7)
     again = trained(tmp_path / "cut", resume=True)
     assert whole.scales == again.scales
-    assert len(whole.scales) == 3
+    assert len(whole.scales) == stages
     for ours, theirs in zip(whole.modules().values(), again.modules().values(), strict=True):
         for name, value in ours.state_dict().items():
             assert torch.equal(value, theirs.state_dict()[name]), name
@@ -353,6 +390,8 @@ def test_latents_that_cannot_be_learned_are_refused(change: str, match: str) -> 
         ({"scale_value": 0.0}, "must be positive"),
         ({"averages": (1.0,)}, "lie in"),
         ({"end_levels": 2}, "rise"),
+        ({"growth": "root", "start_levels": 1}, "two levels"),
+        ({"target_average": 1.0}, "target_average"),
     ],
 )
 def test_impossible_options_are_refused(options: Any, match: str) -> None:

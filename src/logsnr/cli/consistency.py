@@ -28,7 +28,8 @@ class TrainFew(Console):
     """An embedded world (fashion, fashion-flow, emoji), or a folder that `logsnr train` made."""
     preset: str = "slct_small"
     """slct_small (ours, for small latents), distil (pairs by the model itself, guided), slct (the
-    paper's but for its norm), ict or ict_as_released (its baselines), ect (pairs of any two levels)."""
+    paper's but for its norm), slct_dit (for transformers), ict or ict_as_released (its baselines), ect
+    (pairs of any two levels), ct2023 (the first of all)."""
     config: Path | None = None
     """A JSON file of any options of ConsistencyConfig, over those of the preset; the options below come after it."""
     start_from: Literal["scratch", "teacher"] | None = None

@@ -63,10 +63,19 @@ class ConsistencyConfig:
     """continuous: the gap of a pair is divided by this from stage to stage."""
     ratio_stages: int = 8
     """continuous: how many stages of equal length there are."""
+    growth: Literal["doubling", "root"] = "doubling"
+    """Whether the grid's intervals double stage by stage, or its levels grow with the root of the time (2303.01469)."""
     start_levels: int = 10
-    """Intervals of the grid at first; they double stage by stage."""
+    """Intervals of the grid at first; by root its levels."""
     end_levels: int = 640
     """Intervals of the grid in the end."""
+    pairing: Literal["lognormal", "uniform"] = "lognormal"
+    """grid: whether ln sigma of the pairs that are drawn is normal, or every pair is as likely."""
+    pair_weighting: Literal["gap", "none"] = "gap"
+    """grid: whether a pair weighs as one over the gap between its levels, or all weigh the same."""
+    target_average: float = 0.0
+    """The decay at first of the average of weights that makes the target, nearer to 1 on finer grids; 0 for the student
+    itself."""
     level_mean: float = -1.1
     """ln sigma of the pairs that are drawn: its mean."""
     level_std: float = 2.0
@@ -84,6 +93,8 @@ class ConsistencyConfig:
     optimizer: Literal["radam", "muon"] = "radam"
     """muon: the steps of weight matrices are orthogonal, the others AdamW's."""
     learning_rate: float = 1e-4
+    epsilon: float = 1e-8
+    """radam: what its denominators have added."""
     weight_decay: float = 0.0
     run: FitConfig = field(default_factory=lambda: FitConfig(steps=6000, batch_size=64, warmup=0, clip=None))
 
@@ -100,6 +111,8 @@ class ConsistencyConfig:
             raise InputError(
                 "scale_value must be positive, denoising_weight not negative, and denoising_rate in [0, 1]"
             )
+        if self.epsilon <= 0 or not 0 <= self.target_average < 1:
+            raise InputError("epsilon must be positive, and target_average lie in [0, 1)")
         if self.perceptual_weight < 0 or self.perceptual_rows < 1:
             raise InputError("perceptual_weight must not be negative, and perceptual_rows at least 1")
         if self.ratio_base <= 1 or self.ratio_stages < 1:
@@ -166,11 +179,38 @@ CONSISTENCY_PRESETS: dict[str, dict[str, Any]] = {
         "start_from": "scratch",
         "weight_decay": 1e-4,
     },
+    "slct_dit": {
+        "scale": "fit",
+        "coupling": "labels",
+        "start_levels": 8,
+        "end_levels": 512,
+        "level_mean": -0.8,
+        "level_std": 1.5,
+        "start_from": "scratch",
+        "weight_decay": 1e-4,
+        "epsilon": 1e-4,
+        "run": FitConfig(steps=6000, batch_size=64, warmup=0, clip=100.0),
+    },
+    "ct2023": {
+        "penalty": "l2",
+        "normalisation": "unit-curvature",
+        "scale": "constant",
+        "denoising_weight": 0.0,
+        "growth": "root",
+        "start_levels": 2,
+        "end_levels": 150,
+        "pairing": "uniform",
+        "pair_weighting": "none",
+        "target_average": 0.9,
+        "start_from": "scratch",
+    },
 }
 """Options by the name of a preset. ``distil`` has pairs of a teacher, whose guidance of 1.25 becomes its own, and a
 judge that looks at them; ``ect`` tunes a
 diffusion model as 2406.14548 does, by the root of a sum. ``ict`` has the scale of 2310.14189, 0.00054 sqrt(D) of a sum,
-in units of the mean; ``ict_as_released`` has it as the authors of 2502.01441 ran their baseline, sqrt(D) too large."""
+in units of the mean; ``ict_as_released`` has it as the authors of 2502.01441 ran their baseline, sqrt(D) too large.
+``slct_dit`` has what they used on transformers later; ``ct2023`` is consistency training as it first was (2303.01469).
+"""
 
 
 def consistency_preset(name: str, **changes: Any) -> ConsistencyConfig:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from logsnr.core.errors import InputError
+
+_MOMENTS = 7
 
 
 def sigma_grid(
@@ -30,6 +33,8 @@ def sigma_grid(
 class Curriculum:
     """How many levels the grid has: ``start`` + 1 of them, doubled in stages of equal length up to ``end`` + 1.
 
+    By the "root" of the share of steps that are done it grows from ``start`` levels instead (2303.01469).
+
     Raises:
         InputError: the end is below the start, or there are fewer steps than stages.
     """
@@ -37,13 +42,16 @@ class Curriculum:
     steps: int
     start: int = 10
     end: int = 640
+    growth: Literal["doubling", "root"] = "doubling"
 
     def __post_init__(self) -> None:
         if self.start < 1 or self.end < self.start:
             raise InputError(
                 f"the curriculum goes from {self.start} to {self.end} levels: it must rise from at least 1"
             )
-        if self.steps < self.num_stages:
+        if self.growth == "root" and self.start < 2:
+            raise InputError("a grid needs two levels at least: start from 2")
+        if self.growth == "doubling" and self.steps < self.num_stages:
             raise InputError(f"{self.steps} steps are too few for {self.num_stages} stages: train longer, or end lower")
 
     @property
@@ -62,7 +70,21 @@ class Curriculum:
 
     def num_levels(self, step: int) -> int:
         """N at a step."""
+        if self.growth == "root":
+            squares = self.start**2 + min(step / self.steps, 1.0) * ((self.end + 1) ** 2 - self.start**2)
+            return math.ceil(math.sqrt(squares) - 1) + 1
         return min(self.start * 2 ** self.stage(step), self.end) + 1
+
+    def grids(self) -> list[int]:
+        """N of every stage; of a grid that always grows, at seven moments of the run."""
+        count = self.num_stages if self.growth == "doubling" else _MOMENTS
+        length = self.stage_length if self.growth == "doubling" else self.steps // (count - 1)
+        return list(dict.fromkeys(self.num_levels(place * length) for place in range(count)))
+
+
+def target_decay(initial: float, start: int, num_levels: int) -> float:
+    """The decay of the average that is the target (2303.01469): ``initial`` at first, nearer to 1 on finer grids."""
+    return math.exp(start * math.log(initial) / num_levels) if initial else 0.0
 
 
 def level_chances(sigmas: Tensor, *, mean: float = -1.1, std: float = 2.0) -> Tensor:

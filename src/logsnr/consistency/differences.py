@@ -99,8 +99,7 @@ def _gradients(method: ConsistencyMethod, differences: Tensor, c: float, **optio
 def stage_rows(method: ConsistencyMethod) -> Iterator[Row]:
     """Root mean squares of pairs as training draws them, in every stage, with the scale that it would have."""
     curriculum, like = method.curriculum, method.data.take(torch.zeros(1, dtype=torch.long))["latent"]
-    for stage in range(curriculum.num_stages):
-        num_levels = curriculum.num_levels(stage * curriculum.stage_length)
+    for num_levels in curriculum.grids():
         roots, weights = method.measured(num_levels)
         method.scales.setdefault(num_levels, calibrated(roots))
         c, rms = method.scale(num_levels, like), float(roots.square().mean().sqrt())

@@ -2,15 +2,17 @@
 
     loss = E[penalty(f(x0 + s n, s) - sg f(x0 + r n, r)) / (s - r)] + w E_low[(1/s^2 + 1/d^2) |f(x0 + s n, s) - x0|^2]
 
-s and r are neighbours on a grid whose levels double in number from stage to stage. Target and student are the same
-weights, noise and dropout. The first term is computed as for data of deviation 1/2, whatever d is. Deviations: the
-scale c of the penalty may be measured at the start of a stage; the second term's mean is over the expected number of
-rows, so that a step does not depend on how it is cut; a diffusion model can be the start, whatever it predicts; a judge
-may look at the decoded images of some pairs, as 2303.01469 does with LPIPS.
+s and r are neighbours on a grid whose levels double in number from stage to stage. Target and student have the same
+noise and dropout, and the same weights, unless the target is their average, as it first was (2303.01469). The first
+term is computed as for data of deviation 1/2, whatever d is. Deviations: the scale c of the penalty may be measured at
+the start of a stage; the second term's mean is over the expected number of rows, so that a step does not depend on how
+it is cut; a diffusion model can be the start, whatever it predicts; a judge may look at the decoded images of some
+pairs, as 2303.01469 does with LPIPS.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 
 from logsnr.consistency.config import ConsistencyConfig
 from logsnr.consistency.coupling import correlation, couple
-from logsnr.consistency.curriculum import Curriculum, averaging_decay, fitted_scale
+from logsnr.consistency.curriculum import Curriculum, averaging_decay, fitted_scale, target_decay
 from logsnr.consistency.losses import denoising_loss, penalise
 from logsnr.consistency.pairs import Pairs, Stage, make_stage
 from logsnr.consistency.teacher import Step, Teacher
@@ -31,7 +33,7 @@ from logsnr.core.errors import InputError
 from logsnr.core.random import generator
 from logsnr.metrics.judge import perceptual_errors
 from logsnr.models.denoiser import Tree
-from logsnr.models.ema import Average, averaged
+from logsnr.models.ema import Average, averaged, follow, standing_in
 from logsnr.train.method import Batch, Dataset, Group, Loss, load_module_state, module_state
 from logsnr.train.muon import Muon, split_matrices
 
@@ -79,6 +81,7 @@ class ConsistencyMethod:
         decays = config.averages or (averaging_decay(config.run.steps),)
         self.averages: dict[float, Average[nn.Module]] = {decay: averaged(module, decay) for decay in decays}
         self.scales: dict[int, float] = {}
+        self.target = copy.deepcopy(module).requires_grad_(False) if config.target_average else None
         self.skipped = 0
         self._stages: dict[int, Stage] = {}
 
@@ -147,7 +150,7 @@ class ConsistencyMethod:
         levels, devices = pairs.levels, [x0.device] if x0.is_cuda else []
         noisier = x0 + levels.sigma(pairs.student, x0) * noise
         cleaner = step(noisier, pairs) if step else x0 + levels.sigma(pairs.target, x0) * noise
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
+        with torch.random.fork_rng(devices=devices), torch.no_grad(), standing_in(self.module, self.target):
             target = levels(self.network, cleaner, pairs.target, cond)
             if pairs.clean is not None:
                 target = torch.where(pairs.clean.view(-1, *[1] * (x0.dim() - 1)), x0, target)
@@ -207,7 +210,8 @@ class ConsistencyMethod:
     # What ``fit`` asks of a method
 
     def modules(self) -> dict[str, nn.Module]:
-        return {"network": self.module, **{f"average_{decay}": each for decay, each in self.averages.items()}}
+        kept = {"target": self.target} if self.target else {}
+        return {"network": self.module, **kept, **{f"average_{decay}": each for decay, each in self.averages.items()}}
 
     def parameter_groups(self) -> list[Group]:
         trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
@@ -216,13 +220,16 @@ class ConsistencyMethod:
 
     def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         if self.config.optimizer == "radam":
-            return torch.optim.RAdam(groups)
+            return torch.optim.RAdam(groups, eps=self.config.epsilon)
         matrices, others = groups
         return Muon([{**matrices, "orthogonal": True}, others])
 
     def after_step(self, step: int) -> None:
         for average in self.averages.values():
             average.update_parameters(self.module)
+        if self.target:
+            decay = target_decay(self.config.target_average, self.config.start_levels, self.number(step))
+            follow(self.target, self.module, decay)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         scales = {str(num_levels): value for num_levels, value in self.scales.items()}
@@ -237,7 +244,8 @@ class ConsistencyMethod:
         return json.loads(json.dumps({**found, "run": run, "scheduler": told, **base}))
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        if values["settings"] != self._settings():
+        before = {**json.loads(json.dumps(to_dict(ConsistencyConfig()))), **values["settings"]}
+        if before != self._settings():
             raise InputError("the unfinished run has other settings: give the same ones, or choose another --out")
         load_module_state(tensors, **self.modules())
         self.scales = {int(num_levels): value for num_levels, value in values["scales"].items()}
@@ -258,7 +266,7 @@ def curriculum_of(config: ConsistencyConfig) -> Curriculum:
         InputError: they do not fit the run.
     """
     if config.levels == "grid":
-        return Curriculum(config.run.steps, config.start_levels, config.end_levels)
+        return Curriculum(config.run.steps, config.start_levels, config.end_levels, config.growth)
     return Curriculum(config.run.steps, 1, 2 ** (config.ratio_stages - 1))
 
 

@@ -53,7 +53,11 @@ class GridStage:
         self.sigmas, self.rate = _grid(num_levels, config), config.denoising_rate
         self.levels = _table(self.sigmas, told, config)
         self.weights = pair_weights(self.sigmas / (2 * config.sigma_data))
-        chances = level_chances(self.sigmas, mean=config.level_mean, std=config.level_std)
+        if config.pair_weighting == "none":
+            self.weights = torch.ones_like(self.weights)
+        chances = torch.full((num_levels - 1,), 1 / (num_levels - 1), dtype=torch.float64)
+        if config.pairing == "lognormal":
+            chances = level_chances(self.sigmas, mean=config.level_mean, std=config.level_std)
         self.chances, self.low = chances.cumsum(0), float(chances[self._low(torch.arange(num_levels - 1))].sum())
 
     def draw(self, uniform: Tensor) -> Pairs:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Generic, TypeVar, cast
 
+import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -32,3 +35,26 @@ def averaged(module: Network, decay: float) -> Average[Network]:
         return old.lerp(new.to(old.dtype), 1 - min(decay, (1 + num) / (10 + num)))
 
     return Average(module, avg_fn=average, use_buffers=True)
+
+
+@torch.no_grad()
+def follow(average: nn.Module, module: nn.Module, decay: float) -> None:
+    """Move a copy of a module towards it, by one minus the decay."""
+    for old, new in zip(average.parameters(), module.parameters(), strict=True):
+        old.lerp_(new, 1 - decay)
+
+
+@contextmanager
+def standing_in(module: nn.Module, other: nn.Module | None) -> Iterator[None]:
+    """Inside the block the module has the weights of ``other``, a copy of it, if there is one; without gradients."""
+    pairs = list(zip(module.parameters(), other.parameters(), strict=True)) if other else []
+
+    def exchange() -> None:
+        for ours, theirs in pairs:
+            ours.data, theirs.data = theirs.data, ours.data
+
+    exchange()
+    try:
+        yield
+    finally:
+        exchange()
