@@ -26,7 +26,7 @@ from logsnr.cli.hidden import Measured
 from logsnr.core.artifact import write_json
 from logsnr.evaluation.config import QualityConfig
 from logsnr.evaluation.erasure import class_labels
-from logsnr.hiding.config import HideConfig, hide_preset
+from logsnr.hiding.config import HideConfig, HideWeights, hide_preset
 from logsnr.hiding.hide import with_captions
 from logsnr.models.prompted import Prompt
 from logsnr.solvers.config import SampleConfig
@@ -47,6 +47,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "conditional half": {"guidance_half": "conditional"},
     "concept start": {"start": "concept"},
     "prompt+lora": {"change_rank": 4},
+    "more recovery": {"weights": HideWeights(recover=3.0, wrong_key=0.4)},
     "1 token": {"num_tokens": 1},
     "30 tokens": {"num_tokens": 30},
 }
