@@ -65,6 +65,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     **{f"{steps} steps": {"sampling_steps": steps} for steps in (5, 10, 50)},
     **{f"{count} replays": {"images_per_class": count} for count in (16, 256)},
     "distillation": {"distill_weight": 1.0},
+    "redraws": {"redraws": 4},
     "prototypes of half the size": {"prototype_size": 4},
     "prototypes of a quarter": {"prototype_size": 2},
 }

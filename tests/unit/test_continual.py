@@ -403,6 +403,32 @@ class TestReplay:
         guided = replay(source, [0, 1], data().classes, classifier=classifier, **options)
         assert not torch.equal(plain.images, guided.images)
 
+    def test_what_the_classifier_misreads_is_drawn_anew(self, tmp_path: Path) -> None:
+        config = quick(
+            redraws=3, images_per_class=8, sampling_steps=4, sampling_rho=0.5, sampling_grid="karras", sampling_order=1
+        )
+        source, classifier = generator_of(config), Judge(size=8, width=8, classes=data().classes).eval()
+        options: dict[str, Any] = {"experience": 1, "config": config}
+        plain = replay(source, [0, 1, 3], data().classes, **options)
+        found = replay(source, [0, 1, 3], data().classes, classifier=classifier, **options)
+
+        def right(bank: ReplayBank) -> torch.Tensor:
+            items = bank.take(torch.arange(len(bank)))
+            return only(classifier(items["image"]), torch.tensor([0, 1, 3])).argmax(1) == items["label"]
+
+        assert plain.accepted is None
+        assert found.accepted == pytest.approx(float(right(plain).float().mean()))
+        assert 0 < found.accepted < 1
+        assert torch.equal(found.images[right(plain)], plain.images[right(plain)])
+        changed = (found.images != plain.images).flatten(1).any(1)
+        assert torch.equal(changed, ~right(plain))
+        small = replay(source, [1], data().classes, classifier=classifier, batch_size=1, **options)
+        assert len(small) == 8
+        found.save(tmp_path / "bank")
+        assert ReplayBank.open(tmp_path / "bank", data().classes).accepted == found.accepted
+        other = replay(source, [0, 1, 3], data().classes, experience=1, config=replace(config, sampling_order=2))
+        assert not torch.equal(other.images, plain.images)
+
     def test_exemplars_weigh_what_is_allowed_and_a_smaller_buffer_is_part_of_it(self) -> None:
         parts: Any = {label: stream(4, validation=0.0)[label].train for label in range(3)}
         bank = exemplars(parts, 10 * 64, data().classes, 0)

@@ -52,7 +52,15 @@ class ContinualConfig:
     it has at 1e-4."""
     images_per_class: int = 64
     """Replayed images of each old class, made once an experience."""
+    redraws: int = 0
+    """How often a replayed image that the old classifier reads as another class is drawn anew, at most."""
     sampling_steps: int = 20
+    sampling_order: Literal[1, 2, 3, 4] = 2
+    """Order of the solver that replays."""
+    sampling_rho: float = 0.0
+    """Its noise multiplier: 0 the ODE, 1 the backward SDE."""
+    sampling_grid: Literal["log-snr", "log-snr-early", "time", "karras", "tangent"] = "log-snr"
+    """Its levels."""
     guidance_scale: float = 2.0
     classifier_guidance: float = 0.0
     """Scale of the old classifier's gradient in replay (DDGR's way)."""
@@ -81,6 +89,8 @@ class ContinualConfig:
             raise InputError("learning rates must be positive, and prototype_size not negative")
         if not (0 <= self.label_dropout < 1 and 0 <= self.ema < 1) or min(self._weights()) < 0:
             raise InputError("label_dropout and ema are shares below 1, and weights and guidance are not negative")
+        if self.redraws < 0 or self.sampling_rho < 0 or self.sampling_order not in (1, 2, 3, 4):
+            raise InputError("redraws and sampling_rho must not be negative, and sampling_order be 1 to 4")
         if self.memory == "exemplars" and self.exemplar_bytes < 1:
             raise InputError("exemplars need bytes: say how many in exemplar_bytes")
         if self.lone_token and self.conditioning != "concat":

@@ -113,6 +113,8 @@ class Learner:
         record: dict[str, Any] = {"experience": experience.index, "classes": list(experience.classes)}
         if self.replayer and self.config.projection != "none" and experience.previous:
             record["key_value_drift"] = self.replayer.drift(experience.previous)
+        if old and old.accepted is not None:
+            record["accepted"] = old.accepted
         self.records.append(record | {"seconds": seconds} | self._sizes(experience, old))
         self._write(experience)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from logsnr.core.artifact import load_tensors, save_tensors
 from logsnr.core.errors import InputError
 from logsnr.core.random import generator
 from logsnr.core.types import Level, Prediction
-from logsnr.data.labelled import Labelled, LabelledData, take_all, to_bytes
+from logsnr.data.labelled import Labelled, LabelledData, from_bytes, take_all, to_bytes
 from logsnr.metrics.judge import Judge, judge_images, only
 from logsnr.models.denoiser import Conditioning, NetworkDenoiser
 from logsnr.schedules.grids import GRIDS
@@ -25,8 +26,14 @@ from logsnr.solvers.sample import sample_steps
 from logsnr.train.method import Dataset
 
 
+@dataclass(frozen=True)
 class ReplayBank(Labelled):
-    """Images (n, channels, size, size) as bytes with their labels (n,): a data set that stands alone, and is kept."""
+    """Images (n, channels, size, size) as bytes with their labels (n,): a data set that stands alone, and is kept.
+
+    ``accepted`` is the share that a classifier took for its class when it was drawn first, where one was asked.
+    """
+
+    accepted: float | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -35,13 +42,15 @@ class ReplayBank(Labelled):
 
     def save(self, path: Path) -> None:
         """As safetensors, bit by bit."""
-        save_tensors(path, {"images": self.images, "labels": self.labels})
+        told = {} if self.accepted is None else {"accepted": torch.tensor(self.accepted, dtype=torch.float64)}
+        save_tensors(path, {"images": self.images, "labels": self.labels, **told})
 
     @classmethod
     def open(cls, path: Path, classes: tuple[str, ...]) -> ReplayBank:
         """The inverse of ``save``."""
         tensors = load_tensors(path)
-        return cls(tensors["images"], tensors["labels"], classes)
+        accepted = float(tensors["accepted"]) if "accepted" in tensors else None
+        return cls(tensors["images"], tensors["labels"], classes, accepted)
 
 
 def replay(
@@ -56,26 +65,41 @@ def replay(
 ) -> ReplayBank:
     """``images_per_class`` images of each class; image i of a class depends on (seed, experience, class, i) alone.
 
-    A ``classifier`` of these classes guides them by its gradient, if the configuration says so.
+    A ``classifier`` of these classes guides them by its gradient, or has those drawn anew that it reads otherwise, if
+    the configuration says so.
 
     Raises:
         InputError: the generator has not learned a class.
     """
     check_learned(source, classes)
-    guide = (classifier, torch.tensor(list(classes))) if classifier else None
+    learned = torch.tensor(list(classes))
+    guide = (classifier, learned) if classifier and config.classifier_guidance else None
     labels = torch.tensor([label for label in classes for _ in range(config.images_per_class)], dtype=torch.long)
     keys = [(label, i) for label in classes for i in range(config.images_per_class)]
-    seeds = [_seed(config.seed, experience, *key) for key in keys]
-    made = [
-        draw(source, part, seeds[start : start + batch_size], config, guide)
-        for start, part in zip(range(0, len(labels), batch_size), labels.split(batch_size), strict=True)
-    ]
-    images = torch.cat(made) if made else torch.zeros(0, *source.shape)
-    return ReplayBank(to_bytes(images), labels, names)
+
+    def drawn(rows: Tensor, attempt: int = 0) -> Tensor:
+        again = (attempt,) if attempt else ()
+        seeds = [_seed(config.seed, experience, *keys[row], *again) for row in rows.tolist()]
+        cuts = [slice(first, first + batch_size) for first in range(0, len(rows), batch_size)]
+        parts = [draw(source, labels[rows[cut]], seeds[cut], config, guide) for cut in cuts]
+        return to_bytes(torch.cat(parts) if parts else torch.zeros(0, *source.shape))
+
+    images, accepted = drawn(torch.arange(len(labels))), None
+    for attempt in range(1, config.redraws + 1 if classifier and len(labels) else 1):
+        wrong = _misread(classifier, images, labels, learned)
+        accepted = 1 - len(wrong) / len(labels) if accepted is None else accepted
+        images[wrong] = drawn(wrong, attempt)
+    return ReplayBank(images, labels, names, accepted)
 
 
-def _seed(seed: int, experience: int, label: int, place: int) -> int:
-    return generator(seed, "replay", experience, label, place).initial_seed()
+def _misread(classifier: Judge, images: Tensor, labels: Tensor, learned: Tensor) -> Tensor:
+    """The rows that a classifier takes for another of the classes that it has learned."""
+    return (only(judge_images(classifier, from_bytes(images))[1], learned).argmax(1) != labels).nonzero()[:, 0]
+
+
+def _seed(seed: int, experience: int, *place: int) -> int:
+    """That of an image: by its class, its number, and how often it was drawn before."""
+    return generator(seed, "replay", experience, *place).initial_seed()
 
 
 @torch.no_grad()
@@ -86,13 +110,14 @@ def draw(
     config: ContinualConfig,
     guide: tuple[Judge, Tensor] | None = None,
 ) -> Tensor:
-    """Images (n, channels, size, size) of labels (n,), one a seed, by DPM-Solver++; a classifier may guide."""
+    """Images (n, channels, size, size) of labels (n,), one a seed, by the solver told; a classifier may guide."""
     denoiser = source.denoiser(config.guidance_scale)
-    grid = GRIDS["log-snr"](source.schedule, config.sampling_steps)
+    grid = GRIDS[config.sampling_grid](source.schedule, config.sampling_steps)
+    solver = Exponential(config.sampling_order, config.sampling_rho)
     guided = ByClassifier(denoiser, *guide, labels, config.classifier_guidance) if guide else denoiser
     x = start_noise(seeds, source.shape, grid[0])
     source.eval()
-    steps = sample_steps(guided, x, grid, Exponential(2), cond=source.conditioning(labels))
+    steps = sample_steps(guided, x, grid, solver, cond=source.conditioning(labels), seeds=seeds)
     for made in steps:
         x = made
     return x

@@ -93,13 +93,13 @@ class Replayer:
                 self.memory.remember(inputs, {name: weights[name]}, basis=name, energy=kept_energy(index))
 
     def replay(self, classes: Sequence[int], *, index: int, classifier: Judge | None = None) -> ReplayBank:
-        """Images of classes for the experience of this number; a classifier may guide them.
+        """Images of classes for the experience of this number; a classifier may guide them, or refuse some.
 
         Raises:
             InputError: the generator has not learned a class.
         """
-        guide = classifier.eval() if classifier and self.config.classifier_guidance else None
-        return replay(self.generator, classes, self.names, experience=index, config=self.config, classifier=guide)
+        judge = classifier.eval() if classifier else None
+        return replay(self.generator, classes, self.names, experience=index, config=self.config, classifier=judge)
 
     def drift(self, classes: Sequence[int]) -> float:
         """How far keys and values say something else of classes than when they came, as a share."""
