@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from hiding_measures import Ask
+from hiding_measures import Ask, worst_kind
 from record import RESULTS
 
 import logsnr
@@ -112,7 +112,7 @@ def shown(row: dict[str, Any]) -> dict[str, Any]:
     found = list(row["figures"].values())
     names = ("hidden", "recovered", "mse_ratio", "preserved", "preserved_mse_ratio", "preserved_with_key")
     means = {name: round(sum(f[name] for f in found) / len(found), 3) for name in names}
-    worst = max((kind["share"], name) for f in found for name, kind in f["wrong_key"].items())
+    worst = max((worst_kind(f)[::-1] for f in found), default=None)
     return {**means, "worst_wrong_key": worst, "seconds": row["hide_seconds"]}
 
 

@@ -12,6 +12,7 @@ import logsnr
 from logsnr.core.random import generator
 from logsnr.metrics.bounds import clopper_pearson_upper
 from logsnr.metrics.judge import judge_images
+from logsnr.models.low_rank import LowRank
 from logsnr.models.pipeline import Pipeline
 from logsnr.models.prompted import Prompt
 from logsnr.solvers.config import SampleConfig
@@ -52,9 +53,21 @@ class Ask:
         return {str(sigma): self.opened(count, _blurred(key, sigma, count), held_out=True) for sigma in SIGMAS}
 
 
+def worst_kind(found: dict[str, Any]) -> tuple[str, float]:
+    """The wrong key that opens most, and the share; one that is half the right one is near, and not among them."""
+    kinds = ((kind, seen["share"]) for kind, seen in found["wrong_key"].items() if kind != "blended")
+    return max(kinds, key=lambda pair: pair[1])
+
+
 def _blurred(key: Prompt, sigma: float, rows: int) -> list[Prompt]:
     pair = torch.stack([key.keys, key.values])
     draws = generator(0, "near key", sigma)
     noises = [sigma * float(pair.std()) * torch.randn(pair.shape, generator=draws).to(pair) for _ in range(_DRAWS)]
     found = [replace(key, keys=key.keys + k, values=key.values + v) for k, v in noises]
+    if change := key.change:
+        parts = [(part, sigma * float(part.std())) for part in (change.down, change.up)]
+        found = [
+            replace(near, change=LowRank(*(p + size * torch.randn(p.shape, generator=draws) for p, size in parts)))
+            for near in found
+        ]
     return [found[row % _DRAWS] for row in range(rows)]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hiding import CELLS, KEPT, OTHERS, PLAIN_SEED, SAMPLING, TEST
+from hiding_measures import worst_kind
 from record import headline, mean_interval, write_result
 
 Run = dict[str, Any]
@@ -44,12 +45,6 @@ GOALS = {
     "cross_unlock_diagonal": (0.95, ">="),
     "cross_unlock_off": (0.05, "<="),
 }
-
-
-def worst_kind(found: dict[str, Any]) -> tuple[str, float]:
-    """The wrong key that opens most, and the share; one that is half the right one is near, and not among them."""
-    kinds = ((kind, seen["share"]) for kind, seen in found["wrong_key"].items() if kind != "blended")
-    return max(kinds, key=lambda pair: pair[1])
 
 
 def row_of(run: Run) -> dict[str, Any]:

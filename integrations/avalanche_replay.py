@@ -14,9 +14,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
-from avalanche.training.plugins import SupervisedPlugin
 from torch.utils.data import TensorDataset
+
+from logsnr.core.errors import InputError, MissingError
+
+try:
+    from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
+    from avalanche.training.plugins import SupervisedPlugin
+except ModuleNotFoundError as error:
+    raise MissingError("this plugin needs avalanche-lib, which is not here: pip install 'logsnr[avalanche]'") from error
 
 from logsnr.continual.config import ContinualConfig, strategy
 from logsnr.continual.replay import Mixed, ReplayBank
@@ -34,7 +40,11 @@ class DiffusionReplay(SupervisedPlugin):
     def __init__(self, shape: Sequence[int], num_classes: int, config: ContinualConfig | None = None):
         super().__init__()
         names = tuple(str(label) for label in range(num_classes))
-        self.replayer = Replayer(config or strategy("gppdm", prototype_start="mean"), shape, names)
+        config = config or strategy("gppdm", prototype_start="mean")
+        chosen = config.prototypes in ("frozen", "learned") and config.prototype_start in ("most", "less", "medoid")
+        if chosen or config.asks_classifier or config.nearest_class_weight:
+            raise InputError("this configuration asks a classifier of logsnr: begin prototypes from mean")
+        self.replayer, self.shape = Replayer(config, shape, names), tuple(shape)
         self.bank: ReplayBank | None = None
         self._index = 0
 
@@ -54,14 +64,20 @@ class DiffusionReplay(SupervisedPlugin):
         """Let the generator learn the experience, beside what it replayed."""
         data = self._plain(strategy.experience.dataset)
         classes, previous = data.labels.unique().tolist(), sorted(self.replayer.generator.learned)
-        for _step in self.replayer.learn(data, classes, index=self._index, previous=previous, old=self.bank):
-            pass
+        with torch.random.fork_rng(devices=[]):  # the strategy's own draws go on as they were
+            for _step in self.replayer.learn(data, classes, index=self._index, previous=previous, old=self.bank):
+                pass
         self._index += 1
 
     def _plain(self, dataset: Any) -> Labelled:
         """The experience's images as they are trained on."""
         rows = [dataset[row] for row in range(len(dataset))]
         images = torch.stack([torch.as_tensor(row[0]) for row in rows])
+        if images.shape[1:] != self.shape or images.abs().max() > 1:
+            raise InputError(
+                f"images must be {self.shape} and lie in [-1, 1]: they are {tuple(images.shape[1:])}, up to "
+                f"{float(images.abs().max()):.3g}"
+            )
         return Labelled(to_bytes(images), torch.tensor([int(row[1]) for row in rows]), self.replayer.names)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,19 @@ import torch
 from torch import nn
 
 from logsnr.continual.config import strategy
+from logsnr.core.errors import InputError, MissingError
 from logsnr.data.digits import load_digits
 from logsnr.data.labelled import take_all
 
 ROOT = Path(__file__).parents[2]
 CLASSES = 4
+
+
+@pytest.mark.skipif(find_spec("avalanche") is not None, reason="avalanche-lib is installed")
+def test_without_avalanche_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "integrations"))
+    with pytest.raises(MissingError, match=r"pip install 'logsnr\[avalanche\]'"):
+        import_module("avalanche_replay")
 
 
 def test_a_strategy_of_avalanche_sees_old_classes_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +69,12 @@ def test_a_strategy_of_avalanche_sees_old_classes_again(monkeypatch: pytest.Monk
         return [value for name, value in sorted(found.items()) if "Acc_Exp" in name], seen.counts
 
     quick = strategy("gppdm", prototype_start="mean", generator_steps=60, images_per_class=40, sampling_steps=8)
-    plugin = DiffusionReplay((1, 8, 8), 10, quick)
+    for wrong in ({}, {"prototype_start": "mean", "redraws": 1}):
+        with pytest.raises(InputError, match="asks a classifier"):
+            DiffusionReplay((1, 8, 8), 10, strategy("gppdm", **wrong))
+    torch.manual_seed(5)
+    plugin, seed = DiffusionReplay((1, 8, 8), 10, quick), torch.initial_seed()
+    assert seed == 5
     alone, replayed = learned([]), learned([plugin])
     assert alone[0][0] < 0.5, "without replay the first classes are forgotten"
     assert replayed[0][0] > alone[0][0] + 0.3

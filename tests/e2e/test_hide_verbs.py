@@ -18,6 +18,8 @@ from logsnr.core.artifact import load_tensors
 from logsnr.hiding.keyfile import KeyFile
 from logsnr.hiding.lock import open_sealed, read_identities
 from logsnr.hiding.publish import traces
+from logsnr.models.low_rank import widths
+from logsnr.models.prompted import projections
 from logsnr.worlds.load import find_model
 
 BOOT, NOBODY = (
@@ -60,6 +62,11 @@ def hide(owner: dict[str, str], out: Path, *more: str) -> list[str]:
     command += ["--recipient", owner["recipient"], "--owner", owner["recipient"]]
     command += ["--steps", "6", "--batch-size", "2", "--learning-rate", "0.003"]
     return [*command, *more]
+
+
+def change_outputs(model: str, layers: str) -> list[int]:
+    unet = StableDiffusionPipeline.from_pretrained(model).unet
+    return widths(projections(unet, layers))[1]
 
 
 def drawn(capsys: pytest.CaptureFixture[str], verb: str, model: str, out: Path, *more: str) -> np.ndarray:
@@ -229,6 +236,16 @@ def test_who_can_open_a_key_changes(capsys: pytest.CaptureFixture[str], tmp_path
     assert "no list of recipients" in err
 
 
+@pytest.mark.parametrize("kind", ["prompt", "exact"])
+def test_a_rank_is_for_one_kind_of_key(capsys: pytest.CaptureFixture[str], tmp_path: Path, kind: str) -> None:
+    (tmp_path / "rank.json").write_text(json.dumps({"change_rank": 2}))
+    command = [*BOOT, *NOBODY, "--config", str(tmp_path / "rank.json"), "--kind", kind, "--out", str(tmp_path / "out")]
+    code, _, err = called(capsys, *command)
+    assert code == 2
+    assert "--kind prompt+lora" in err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_key_brings_low_rank_changes_and_tells_whose_a_leaked_prompt_is(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, owner: dict[str, str]
 ) -> None:
@@ -242,13 +259,26 @@ def test_a_key_brings_low_rank_changes_and_tells_whose_a_leaked_prompt_is(
     assert abs(plain - keyed).max() > 5
     key, leaked = KeyFile.open(Path(made["key"][1]), read_identities(Path(owner["identity"]))), tmp_path / "leaked"
     assert key.prompt.change.rank == 4
+    outputs = change_outputs(made["model"], key.prompt.layers)
+    assert traces(Path(made["model"]), key.prompt, outputs) == []
+    place = Path(made["model"]) / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_tensors(place)
+    name = next(name for name in tensors if name.endswith("attn2.to_v.weight"))
+    tensors[name][:, 0] = key.prompt.change.up[1, 2, : len(tensors[name])]
+    save_file(tensors, place)
+    assert traces(Path(made["model"]), key.prompt, outputs) == [f"unet/{place.name}: {name}"]
     save_file({"prompt.k": key.prompt.keys[:3].clone(), "prompt.v": key.prompt.values[:3].clone()}, leaked)
     alike = result(capsys, "key", "identify", str(leaked), "--among", *made["key"], *opened)["likeness"]
     assert [*alike] == made["key"][::-1]
     assert alike[made["key"][1]] == pytest.approx(1)
     assert alike[made["key"][0]] < 0.5
-    save_file({"prompt.k": torch.zeros(2, 2)}, leaked)
-    for arguments, said in ((["--among", made["key"][0]], "no leaked prompt"), ([], "whose it may be")):
+    for tensors, arguments, said in (
+        ({"prompt.k": torch.zeros(2, 2)}, ["--among", made["key"][0]], "no leaked prompt"),
+        (dict.fromkeys(("prompt.k", "prompt.v"), torch.zeros(0, 2)), ["--among", made["key"][0]], "no leaked prompt"),
+        (dict.fromkeys(("prompt.k", "prompt.v"), torch.zeros(2, 2) / 0), ["--among", made["key"][0]], "not finite"),
+        ({}, [], "whose it may be"),
+    ):
+        save_file({name: value.clone() for name, value in tensors.items()}, leaked)
         code, _, err = called(capsys, "key", "identify", str(leaked), *arguments, *opened)
         assert (code, said in err) == (2, True)
 

@@ -26,6 +26,8 @@ def kept(bench: Any, name: str, seed: int, accuracy: float, forgetting: float) -
     sizes = {"prototypes": 640, "projection": 360, "generator": 9000}
     experiences = [{"bytes": sizes, "key_value_drift": 1e-7 * seed}]
     values = {"final_accuracy": accuracy, "forgetting_max": forgetting, "experiences": experiences}
+    if name == "gppdm, gradient":
+        experiences[0]["key_value_drift"] = 0.5
     found = {"tier": "digits", "strategy": name, "seed": seed, **values}
     bench.place_of("digits", name, seed).write_text(json.dumps(found))
 
@@ -48,6 +50,7 @@ def test_headlines_are_paired_by_seed(bench: Any, monkeypatch: pytest.MonkeyPatc
         kept(bench, "gppdm", seed, 0.6 + 0.1 * seed + gain, 0.2 - gain)
         kept(bench, "replay", seed, 0.6 + 0.1 * seed, 0.2)
         kept(bench, "joint", seed, 0.6 + 0.1 * seed + 2 * gain, 0.0)
+    kept(bench, "gppdm, gradient", 1, 0.7, 0.3)
     kept(bench, "gppdm", 4, 0.1, 0.9)
     kept(bench, "gppdm", 100, 0.1, 0.9)
     bench.report()
@@ -59,7 +62,7 @@ def test_headlines_are_paired_by_seed(bench: Any, monkeypatch: pytest.MonkeyPatc
     assert found["joint_gap"]["value"] == pytest.approx(0.04)
     assert found["key_value_drift"]["value"] == pytest.approx(4e-7), "of every reported run, not of tuning"
     assert "accuracy_gain_over_equal_bytes" not in found
-    assert len(written["rows"]) == 10
+    assert len(written["rows"]) == 11
 
 
 def test_a_repeating_tier_shows_each_class_twice(bench: Any) -> None:

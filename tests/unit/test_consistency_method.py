@@ -392,6 +392,7 @@ def test_latents_that_cannot_be_learned_are_refused(change: str, match: str) -> 
         ({"end_levels": 2}, "rise"),
         ({"growth": "root", "start_levels": 1}, "two levels"),
         ({"target_average": 1.0}, "target_average"),
+        ({"target_average": 0.9, "levels": "continuous"}, "are for grids"),
     ],
 )
 def test_impossible_options_are_refused(options: Any, match: str) -> None:

@@ -86,7 +86,10 @@ def test_images_need_an_autoencoder(tmp_path: Path) -> None:
     torch.manual_seed(0)
     vae = AutoencoderKL(block_out_channels=(32,), latent_channels=4, norm_num_groups=8)
     config = consistency_preset("ct2023", run=replace(RUN, steps=3))
-    pipe = finish(train_unconditional(latents(), config, unet=small_unet(SHAPE), vae=vae))
+    unet = small_unet(SHAPE)
+    before = unet.conv_in.weight.detach().clone()
+    pipe = finish(train_unconditional(latents(), config, unet=unet, vae=vae))
+    assert torch.equal(unet.conv_in.weight, before), "a copy is trained"
     pipe.set_progress_bar_config(disable=True)
     pipe.save_pretrained(tmp_path)
     again = LatentPipeline.from_pretrained(tmp_path)
@@ -94,10 +97,15 @@ def test_images_need_an_autoencoder(tmp_path: Path) -> None:
     images = [each(2, generator=torch.Generator().manual_seed(0), output_type="pt").images for each in (pipe, again)]
     assert torch.equal(*images)
     assert images[0].shape[:2] == (2, 3)
+    half = LatentPipeline.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    half.set_progress_bar_config(disable=True)
+    assert half(1, output_type="pt").images.isfinite().all()
+    assert half.unet.dtype == half.vae.dtype == torch.bfloat16
     again.vae = None
     with pytest.raises(InputError, match="output_type latent"):
         again(1)
     with pytest.raises(MissingError, match="no LatentPipeline"):
         LatentPipeline.from_pretrained(tmp_path / "none")
-    with pytest.raises(InputError, match="start_from to scratch"):
-        next(train_unconditional(latents(), consistency_preset("slct_small", run=RUN)))
+    for wrong in ({}, {"start_from": "scratch", "sigma_data": 1.0}):
+        with pytest.raises(InputError, match="say start_from scratch"):
+            next(train_unconditional(latents(), consistency_preset("slct_small", **wrong, run=RUN)))

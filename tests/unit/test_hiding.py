@@ -22,6 +22,7 @@ from logsnr.hiding.holders import likeness
 from logsnr.hiding.keys import Keys
 from logsnr.hiding.method import Hiding
 from logsnr.hiding.wrong import WRONG, kinds_for, wrong_key
+from logsnr.models.low_rank import LowRank
 from logsnr.models.pipeline import denoiser_of, encode_prompts, network_of
 from logsnr.models.prompted import Prompt, prompt_width, with_prompts
 from logsnr.solvers.config import SampleConfig
@@ -176,6 +177,9 @@ def test_holders_learn_in_turn_and_refused_keys_are_wrong_ones() -> None:
     method.edited.restore()
     with pytest.raises(InputError, match="refused key does not fit"):
         Hiding(tiny_sd(), config(), [Prompt(torch.zeros(2, 7), torch.zeros(2, 7))])
+    wide = Prompt(torch.zeros(2, 16), torch.zeros(2, 16), change=LowRank(torch.zeros(2, 2, 16), torch.zeros(2, 2, 9)))
+    with pytest.raises(InputError, match="of other layers along"):
+        Hiding(tiny_sd(), config(layers="all"), [wide])
     with pytest.raises(InputError, match="tell holders apart"):
         config(holders=2, start="concept")
 

@@ -252,6 +252,18 @@ def test_a_mask_of_the_text_leaves_the_prompt_seen(layers: str) -> None:
     assert (whole - short).abs().max() > 1e-4
 
 
+def test_another_thread_may_meet_half_a_hook() -> None:
+    pipe, found = tiny_sd(), []
+    with reading(pipe.unet, prompt_for(pipe.unet)):
+        for module in pipe.unet.modules():  # as they are while torch puts a hook up or takes it down
+            module._forward_pre_hooks_with_kwargs.clear()
+        thread = threading.Thread(target=lambda: found.append(output(pipe, [None] * 3)))
+        thread.start()
+        thread.join()
+        output(pipe, [None] * 3)
+    assert torch.equal(found[0], output(pipe, [None] * 3))
+
+
 def test_threads_read_their_own_prompt() -> None:
     pipe = tiny_sd()
     prompts = [prompt_for(pipe.unet), None, prompt_for(pipe.unet, seed=1), None]

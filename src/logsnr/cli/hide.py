@@ -113,6 +113,8 @@ class Hide(Sealing):
                 raise InputError(f"{place} exists already: choose another place, or remove it first")
         if (self.out / "work").exists() and not (self.resume and (self.out / "work" / "run").is_dir()):
             raise InputError(f"{self.out / 'work'} is there: add --resume to go on with it, or choose another --out")
+        if config.change_rank and self.kind != "prompt+lora":
+            raise InputError(f"change_rank is for --kind prompt+lora, and not for {self.kind}: say that one")
         if config.objective == "remove":
             raise InputError("what is removed has no key: take the objective recover, or `logsnr erase`")
         if self.kind == "exact" and len(config.targets) > 1:

@@ -157,18 +157,23 @@ class Key(Opening):
     def _identify(self) -> tuple[dict[str, Any], list[str]]:
         """Whose prompt a leaked one is."""
         from logsnr.core.artifact import load_tensors
-        from logsnr.hiding.holders import likeness
+        from logsnr.hiding.holders import by_chance, likeness
         from logsnr.models.prompted import Prompt
 
         if not self.among:
             raise InputError("say whose it may be: --among KEY KEY ..., the key files of all holders")
         tensors = load_tensors(self.file)
         keys, values = tensors.get("prompt.k"), tensors.get("prompt.v")
-        if keys is None or values is None or keys.dim() != 2 or keys.shape != values.shape:
+        if keys is None or values is None or keys.dim() != 2 or keys.shape != values.shape or not len(keys):
             raise InputError(f"{self.file} is no leaked prompt: it needs prompt.k and prompt.v, (tokens, width) each")
-        alike = likeness(Prompt(keys, values), [self.open(place).prompt for place in self.among])
+        if not (keys.isfinite().all() and values.isfinite().all()):
+            raise InputError(f"{self.file} has numbers that are not finite: no likeness can be told")
+        holders = [self.open(place).prompt for place in self.among]
+        alike = likeness(Prompt(keys, values), holders)
         found = dict(sorted(zip(map(str, self.among), alike, strict=True), key=lambda pair: -pair[1]))
-        return {"likeness": found}, [f"{value:.2f}  {place}" for place, value in found.items()]
+        chance = by_chance(len(holders[0].keys), keys.shape[1])
+        lines = [f"{value:.2f}  {place}" for place, value in found.items()]
+        return {"likeness": found, "by_chance": chance}, [*lines, f"{chance:.2f}  is about what chance gives"]
 
     def _named(self) -> tuple[str, ...]:
         if not self.recipient:

@@ -123,6 +123,9 @@ class ConsistencyConfig:
                 "fewer ratio_stages, or a smaller ratio_base"
             )
         self._check_teacher()
+        of_grids = (self.growth, self.pairing, self.pair_weighting, self.target_average)
+        if self.levels == "continuous" and of_grids != ("doubling", "lognormal", "gap", 0.0):
+            raise InputError("growth, pairing, pair_weighting and target_average are for grids: leave them out")
         if self.levels == "continuous" and self.scale == "fit":
             raise InputError("the fit of the scale is for numbers of levels: with continuous ones take another")
         if not all(0 <= decay < 1 for decay in self.averages):

@@ -6,6 +6,7 @@ network is a ``UNet2DModel`` of diffusers with EDM's preconditioning, told 250 l
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Generator
 from dataclasses import dataclass, replace
@@ -109,7 +110,7 @@ class LatentPipeline(DiffusionPipeline):
         for timestep in self.progress_bar(scheduler.timesteps):
             output = unet(scheduler.scale_model_input(x, timestep), timestep).sample
             x = scheduler.step(output, timestep, x, generator=generator).prev_sample
-        latents = self.elements.restored(x)
+        latents = self.elements.restored(x)  # in the network's own type
         if output_type == "latent":
             return ImagePipelineOutput(images=latents)
         return ImagePipelineOutput(images=VaeImageProcessor().postprocess(self.vae.decode(latents).sample, output_type))
@@ -135,6 +136,7 @@ class LatentPipeline(DiffusionPipeline):
         elements = Elements(tensors["mean"], tensors["std"], told["floored"])
         unet = with_norm(UNet2DModel.from_config(UNet2DModel.load_config(folder / "unet")), told["norm"], elements)
         unet.load_state_dict(load_tensors(folder / "unet" / SAFETENSORS_WEIGHTS_NAME))
+        unet = unet.to(options.get("torch_dtype") or unet.dtype)
         with without_bars():
             pipe = super().from_pretrained(folder, unet=unet, **options)
         pipe.elements, pipe.norm = elements, told["norm"]
@@ -145,7 +147,9 @@ def with_norm(unet: UNet2DModel, norm: str, elements: Elements) -> UNet2DModel:
     """The network with norms of a kind, "keep" for its own, in evaluation mode."""
     if norm != "keep":
         kind: Any = norm
-        replace_norms(unet, kind, (torch.zeros(2, *elements.mean.shape), torch.zeros(2)))
+        device = next(unet.parameters()).device
+        probe = torch.zeros(2, *elements.mean.shape, device=device), torch.zeros(2, device=device)
+        replace_norms(unet, kind, probe)
     return unet.eval()
 
 
@@ -170,16 +174,16 @@ def train_unconditional(
 ) -> Generator[Progress, None, LatentPipeline]:
     """Train a network from scratch on latents (n, channels, size, size) as an autoencoder made them; yield every step.
 
-    In the end the pipeline has the first average of the weights. Without a ``unet`` a small one is drawn.
+    In the end the pipeline has the first average of the weights, of a copy of ``unet`` or of a small network.
 
     Raises:
         InputError: latents that cannot be learned, or a configuration that needs a teacher.
     """
-    if config.start_from != "scratch":
-        raise InputError("without a condition a network starts from scratch: set start_from to scratch")
+    if config.start_from != "scratch" or config.sigma_data != _DATA:
+        raise InputError(f"without a condition say start_from scratch, and sigma_data {_DATA}, which latents are given")
     elements = Elements.of(latents)
     shape = tuple(latents.shape[1:])
-    network = with_norm(unet or small_unet(shape, config.run.seed), config.norm, elements)
+    network = with_norm(copy.deepcopy(unet) or small_unet(shape, config.run.seed), config.norm, elements).train()
     scheduler = scheduler_of(replace(config, norm="keep"), None)
     if config.sigma_min < _MIDDLE < config.sigma_max:
         scheduler.register_to_config(middle_sigmas=[[_MIDDLE]])

@@ -98,6 +98,11 @@ class ContinualConfig:
         if any(width < 16 or width % 16 for width in self.channels) or not self.channels:
             raise InputError(f"channels are {self.channels}: they must be multiples of 16")
 
+    @property
+    def asks_classifier(self) -> bool:
+        """Whether replay is led by a classifier, or refused by it."""
+        return bool(self.classifier_guidance or self.redraws)
+
     def _weights(self) -> tuple[float, ...]:
         return (self.distill_weight, self.classifier_guidance, self.pull_weight, self.nearest_class_weight)
 
@@ -132,6 +137,8 @@ STRATEGIES: dict[str, dict[str, Any]] = {
         "nearest_class_weight": 1e-4,
         "images_per_class": 20,
         "sampling_steps": 100,
+        "sampling_order": 1,
+        "sampling_grid": "time",
         "guidance_scale": 4.0,
         "classifier_epochs": 100,
         "classifier_learning_rate": 1e-3,
@@ -146,7 +153,8 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 """Options by the name of a strategy: no memory, all data, exemplars of equal bytes to a generator's state or to all of
 it, generative replay, guided by the classifier as in DDGR, with the released code's prototypes (2312.06710), with ones
 that learn, with projection alone, and with both. ``paper-cifar100`` has the constants of the released code for
-CIFAR-100 at 64 pixels, read there and not run by us; its classifier and the place of its attention are ours."""
+CIFAR-100 at 64 pixels, read there and not run by us, as far as options go: the classifier, one layer a block, the place
+of the attention, no warm-up, no map before keys and values, and a prototype that is dropped with its class are ours."""
 
 
 def strategy(name: str, **changes: Any) -> ContinualConfig:

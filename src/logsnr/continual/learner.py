@@ -11,7 +11,8 @@ import math
 import shutil
 import time
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -118,9 +119,10 @@ class Learner:
         self.records.append(record | {"seconds": seconds} | self._sizes(experience, old))
         self._write(experience)
 
-    def _fit(self, index: int, phase: str, steps: Iterator[Progress]) -> Generator[Moment, None, None]:
-        for found in steps:
-            yield Moment(index, phase, found.step, found.steps)
+    def _fit(self, index: int, phase: str, steps: Generator[Progress]) -> Generator[Moment, None, None]:
+        with closing(steps):  # so that what is saved then is saved now
+            for found in steps:
+                yield Moment(index, phase, found.step, found.steps)
 
     def _work(self, index: int, phase: str) -> Path | None:
         """Where a training keeps what it needs to go on."""

@@ -81,8 +81,8 @@ def _replayed(folder: Path, experience: int, per_class: int) -> ReplayBank:
     """What an experience would replay by the generator in the folder, led by its classifier if the run's replay is."""
     pipe = PrototypePipeline.from_pretrained(folder)
     config = replace(pipe.source.config, images_per_class=per_class)
-    guide = Judge.from_pretrained(folder / "classifier").eval() if config.classifier_guidance else None
-    options: dict[str, Any] = {"experience": experience, "config": config, "classifier": guide}
+    judge = Judge.from_pretrained(folder / "classifier").eval() if config.asks_classifier else None
+    options: dict[str, Any] = {"experience": experience, "config": config, "classifier": judge}
     return replay(pipe.source, sorted(pipe.source.learned), pipe.names, **options)
 
 

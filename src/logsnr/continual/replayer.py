@@ -7,7 +7,7 @@ trains on what ``replay`` gives, a plain data set, beside what is new.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +42,8 @@ class Replayer:
         storage = {"size": config.prototype_size, "storage": config.prototype_storage}
         self.prototypes = PrototypeBank(shape, mode=config.prototypes, **storage)
         self.memory = GradientProjectionMemory(apply=config.projection)
-        self.generator = ReplayGenerator(config, shape, self.prototypes)
+        with torch.random.fork_rng(devices=[]):  # it draws its first weights
+            self.generator = ReplayGenerator(config, shape, self.prototypes)
 
     def learn(
         self,
@@ -54,7 +55,7 @@ class Replayer:
         old: ReplayBank | None = None,
         classifier: Judge | None = None,
         out: Path | None = None,
-    ) -> Iterator[Progress]:
+    ) -> Generator[Progress]:
         """Learn an experience's classes from its images and those replayed of ``previous`` ones; yield every step.
 
         A ``classifier`` of all these classes chooses the images that prototypes begin from, if they begin from some.
@@ -91,13 +92,18 @@ class Replayer:
             weights = dict(self.generator.unet.named_parameters())
             for name, inputs in attention_inputs(self.generator, data, seed=self.config.seed).items():
                 self.memory.remember(inputs, {name: weights[name]}, basis=name, energy=kept_energy(index))
+                bias = name.removesuffix("weight") + "bias"
+                if bias in weights:  # which moves what is said of every input
+                    self.memory.remember(torch.ones(1, 1), {bias: weights[bias]}, basis=bias)
 
     def replay(self, classes: Sequence[int], *, index: int, classifier: Judge | None = None) -> ReplayBank:
         """Images of classes for the experience of this number; a classifier may guide them, or refuse some.
 
         Raises:
-            InputError: the generator has not learned a class.
+            InputError: the generator has not learned a class, or a classifier is to be asked and none is given.
         """
+        if self.config.asks_classifier and classifier is None:
+            raise InputError("classifier_guidance and redraws ask a classifier: give one, or set them to 0")
         judge = classifier.eval() if classifier else None
         return replay(self.generator, classes, self.names, experience=index, config=self.config, classifier=judge)
 
@@ -120,7 +126,7 @@ class Replayer:
 
 def fitted(
     config: ContinualConfig, index: int, method: Any, data: Mixed, steps: int, batch: int, out: Path | None
-) -> Iterator[Progress]:
+) -> Generator[Progress]:
     """Train a method in the experience of this number; what was cut in ``out`` goes on."""
     seed = config.seed * 1000 + index
     run = FitConfig(steps=steps, batch_size=batch, seed=seed, warmup=0, decay="cosine", cpu=True, out=out)

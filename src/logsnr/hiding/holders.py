@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -22,6 +23,11 @@ def likeness(leaked: Prompt, holders: Sequence[Prompt]) -> list[float]:
     if any(leaked.keys.shape[1] != key.keys.shape[1] for key in holders):
         raise InputError("the leaked prompt's tokens have another width than the keys': they are of other models")
     return [(_nearest(leaked.keys, key.keys) + _nearest(leaked.values, key.values)) / 2 for key in holders]
+
+
+def by_chance(tokens: int, width: int) -> float:
+    """About how alike a fresh key of so many tokens is to any other's."""
+    return math.sqrt(2 * math.log(max(tokens, 2)) / width)
 
 
 def _nearest(tokens: Tensor, own: Tensor) -> float:

@@ -42,6 +42,8 @@ class Keys(nn.Module):
         self.layers, self.read_by, self.refused = config.layers, config.guidance_half, list(refused)
         if any(prompt.keys.shape[1] != width for prompt in refused):
             raise InputError(f"a refused key does not fit: this network reads tokens of width {width}")
+        if any(p.change and (p.change.down.shape[2], p.change.up.shape[2]) != changes for p in refused):
+            raise InputError("a refused key brings low-rank changes of other layers along: read keys by its layers")
         unit = float(text.std())
         self.size = unit * (config.key_size if config.start == "random" else 1.0)
         draws = generator(config.run.seed, "keys")

@@ -22,8 +22,9 @@ from logsnr.hiding.hide import Hidden
 from logsnr.hiding.keyfile import KeyFile, KeyRecord, fingerprints, metadata
 from logsnr.hiding.lock import Secret, open_sealed, seal
 from logsnr.hiding.manifest import write_manifest
+from logsnr.models.low_rank import widths
 from logsnr.models.pipeline import Pipeline, network_of
-from logsnr.models.prompted import Prompt
+from logsnr.models.prompted import Prompt, projections
 
 _VAULT = "logsnr-vault"
 _SAME = 1 - 1e-4
@@ -64,7 +65,9 @@ def publish(
         with staged(place) as folder:
             pipe.save_pretrained(folder)
             _without_paths(folder)
-            if found := [name for prompt in hidden.prompts() for name in traces(folder, prompt)]:
+            read = [widths(projections(network_of(pipe), prompt.layers))[1] for prompt in hidden.prompts()]
+            secrets = zip(hidden.prompts(), read, strict=True)
+            if found := [name for prompt, outputs in secrets for name in traces(folder, prompt, outputs)]:
                 raise InputError(f"{found[0]} would hold numbers of the key: no model is written")
             vault.mkdir(mode=0o700)
             write_file(vault / "originals.age", sealed, private=True)
@@ -94,14 +97,19 @@ def keys_of(
     return {target: [made(target, prompt) for prompt in prompts] for target, prompts in hidden.holders.items()}
 
 
-def traces(folder: Path, prompt: Prompt) -> list[str]:
-    """Tensors in the files of a folder that hold a token of a key, in any float format."""
-    change = [prompt.change.down.reshape(-1, prompt.keys.shape[1])] if prompt.change else []
-    tokens = torch.cat([prompt.keys, prompt.values, *change]).detach().double()
+def traces(folder: Path, prompt: Prompt, outputs: Sequence[int] = ()) -> list[str]:
+    """Tensors in the files of a folder that hold a token of a key, in any float format.
+
+    Or a row of what it brings along; ``outputs`` are those of each layer that reads it.
+    """
+    secrets = [torch.cat([prompt.keys, prompt.values])]
+    if prompt.change:
+        secrets += [prompt.change.down.reshape(-1, prompt.keys.shape[1])]
+        secrets += [part.flatten(0, 1) for part in prompt.change.up.split(list(outputs), 2)] if outputs else []
     found = []
     for path in sorted(folder.rglob("*.safetensors")):
         for name, value in load_tensors(path).items():
-            if value.is_floating_point() and _holds(value.double(), tokens):
+            if value.is_floating_point() and any(_holds(value.double(), rows.detach().double()) for rows in secrets):
                 found.append(f"{path.relative_to(folder)}: {name}")
     return found
 

@@ -193,12 +193,15 @@ def _attentions(network: nn.Module, read: set[nn.Module]) -> list[nn.Module]:
 
 
 def _unmasking(mine: _Reading) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]] | None]:
-    """A hook by which a mask of the text, if there is one, has room for the tokens, which it lets be seen."""
+    """A hook by which a mask of the text, if there is one, has room for the tokens, which it lets be seen.
 
-    def hook(_module: nn.Module, inputs: tuple[Any, ...], given: dict[str, Any]) -> Any:
-        text, mask = given.get("encoder_hidden_states"), given.get("attention_mask")
-        if _ACTIVE.get() is not mine:
+    torch may call it without ``given`` in another thread while it is put up or taken down.
+    """
+
+    def hook(_module: nn.Module, inputs: tuple[Any, ...], given: dict[str, Any] | None = None) -> Any:
+        if given is None or _ACTIVE.get() is not mine:
             return None
+        text, mask = given.get("encoder_hidden_states"), given.get("attention_mask")
         mine.room = mask is not None
         if text is None or mask is None:
             return None

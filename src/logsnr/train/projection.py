@@ -65,7 +65,7 @@ class GradientProjectionMemory:
         Raises:
             InputError: another width, or other weights than this basis had before.
         """
-        flat = {name: weight.detach().flatten(1).double() for name, weight in weights.items()}
+        flat = {name: _flat(weight.detach()).double() for name, weight in weights.items()}
         columns = inputs.detach().double().T.cpu()
         wrong = [name for name, weight in flat.items() if weight.shape[1] != len(columns)]
         if wrong or not flat:
@@ -81,7 +81,7 @@ class GradientProjectionMemory:
         for name, weight in flat.items():
             before = known.anchors.get(name, torch.zeros(len(weight), 0, dtype=torch.float64))
             known.anchors[name] = torch.cat([before, weight.cpu() @ new], 1)
-        if known.directions.shape[1] > _FULL * len(columns):
+        if len(columns) > 1 and known.directions.shape[1] > _FULL * len(columns):
             warnings.warn(
                 f"{known.directions.shape[1]} of {len(columns)} directions are kept, little is left to learn in: keep "
                 "fewer inputs, or a share of their energy",
@@ -109,7 +109,7 @@ class GradientProjectionMemory:
         """Bring weights, by their names, back along all kept directions; those that no basis knows stay."""
         for name, basis in self._of(weights):
             weight, anchor = weights[name], basis.anchors[name].to(weights[name].device)
-            directions, flat = basis.directions.to(weight.device), weight.flatten(1).double()
+            directions, flat = basis.directions.to(weight.device), _flat(weight).double()
             weight.copy_((flat - (flat @ directions - anchor) @ directions.T).view_as(weight))
 
     @torch.no_grad()
@@ -118,7 +118,7 @@ class GradientProjectionMemory:
         for name, basis in self._of(weights):
             slope = weights[name].grad
             if slope is not None:
-                directions, flat = basis.directions.to(slope.device), slope.flatten(1).double()
+                directions, flat = basis.directions.to(slope.device), _flat(slope).double()
                 slope.copy_((flat - (flat @ directions) @ directions.T).view_as(slope))
 
     def _of(self, weights: Mapping[str, Any]) -> list[tuple[str, _Basis]]:
@@ -133,7 +133,7 @@ class GradientProjectionMemory:
         gaps = [0.0]
         for name, basis in self._of(weights):
             inside = inputs.detach().double().cpu() @ basis.directions
-            now = inside @ (weights[name].detach().flatten(1).double().cpu() @ basis.directions).T
+            now = inside @ (_flat(weights[name].detach()).double().cpu() @ basis.directions).T
             before = inside @ basis.anchors[name].T
             gaps.append(float(((now - before).norm(dim=1) / before.norm(dim=1).clamp(min=1e-30)).max()))
         return max(gaps)
@@ -168,3 +168,8 @@ class GradientProjectionMemory:
                 basis.directions = value
             else:
                 basis.anchors[rest.removeprefix("anchors/")] = value
+
+
+def _flat(weight: Tensor) -> Tensor:
+    """As a matrix of what each output takes from the inputs; a bias takes it from one that is always 1."""
+    return weight.flatten(1) if weight.dim() > 1 else weight[:, None]
