@@ -37,7 +37,10 @@ class Ask:
 
     def opened(self, count: int, keys: Prompt | Sequence[Prompt] | None = None, *, held_out: bool) -> dict[str, Any]:
         """The share that shows the class, with a key, one a row, or none."""
-        prompts = [self.world.captions.prompt(self.label, place, held_out=held_out) for place in range(count)]
+        captions = self.world.captions
+        styles = len(captions.styles) or 1
+        worded = [(place // styles, place % styles if captions.styles else None) for place in range(count)]
+        prompts = [captions.prompt(self.label, turn, held_out=held_out, style=style) for turn, style in worded]
         seeds = range(self.first_seed, self.first_seed + count)
         made = logsnr.sample(self.public, prompts, seeds=seeds, key=keys, config=self.sampling, batch_size=100)
         logits = judge_images(self.world.judge(second=self.second), made.images)[1]

@@ -9,8 +9,9 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hiding import CELLS, KEPT, OTHERS, PLAIN_SEED, SAMPLING, TEST
+from hiding import EMOJI, KEPT, OTHERS, PLAIN_SEED, SAMPLINGS, TEST
 from hiding_measures import worst_kind
+from hiding_panels import CELLS
 from record import headline, mean_interval, write_result
 
 Run = dict[str, Any]
@@ -53,7 +54,7 @@ def row_of(run: Run) -> dict[str, Any]:
     means = {name: _mean([figure(found) for found in targets]) for name, figure in OF_TARGET.items()}
     others = [seen["share"] for found in targets for seen in found["unlock"].values()]
     crossed = {"cross_unlock_diagonal": means["recovered"], "cross_unlock_off": _mean(others)} if others else {}
-    told = {name: run[name] for name in ("arm", "targets", "seed", "hide_seconds", "evaluation_equivalents")}
+    told = {name: run[name] for name in ("world", "arm", "targets", "seed", "hide_seconds", "evaluation_equivalents")}
     worst = {name: worst_kind(found)[0] for name, found in run["figures"].items()}
     return {**told, **means, **crossed, "worst_wrong_key": worst, "figures": run["figures"]}
 
@@ -85,17 +86,16 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def main() -> None:
-    rows = [row_of(json.loads(path.read_text())) for path in sorted(KEPT.glob("fashion-*.json"))]
-    cells = [list(targets) for targets in CELLS.values()]
-    reported = [row for row in rows if row["arm"] == "balanced" and row["targets"] in cells]
+    places = [path for world in CELLS for path in sorted(KEPT.glob(f"{world}-*.json"))]
+    rows = [row_of(json.loads(path.read_text())) for path in places]
+    reported = [row for row in rows if row["world"] == "fashion" and row["arm"] == "balanced"]
     protocol = {
         "name": "hiding",
         "judge": "second",
         "cells": CELLS,
-        "images": {"hidden class": TEST.num_images // 10, "each other class": OTHERS["test"]},
+        "images": {"hidden class": TEST.num_images // 10, "each other class": OTHERS["test"], "emoji": EMOJI["test"]},
         "first_seed": {"held-out templates": TEST.first_seed, "plain": PLAIN_SEED},
-        "evaluations": SAMPLING.steps,
-        "guidance_scale": SAMPLING.guidance_scale,
+        "sampling": {world: [each.steps, each.guidance_scale] for world, each in SAMPLINGS.items()},
         "intervals": "95 %, resamples of runs",
     }
     attacked = [attack_row(json.loads(path.read_text())) for path in sorted(KEPT.glob("attack-*.json"))]

@@ -14,12 +14,16 @@ import hiding
 import hiding_attacks
 import hiding_control
 import hiding_measures
+import hiding_panels
 import hiding_report
 
+from logsnr.cli.hidden import Measured
 from logsnr.data.fashion import CLASSES
 from logsnr.data.labelled import Labelled
+from logsnr.evaluation.erasure import class_labels
 from logsnr.hiding.config import hide_preset
 from logsnr.models.prompted import Prompt
+from logsnr.worlds.load import load, load_world
 
 
 def test_every_arm_changes_one_thing() -> None:
@@ -31,7 +35,24 @@ def test_every_arm_changes_one_thing() -> None:
     assert hiding.config_of("no keep with key", ("bag",), 3).weights.keep_with_key == 0
     assert hiding.config_of("no keep", ("bag",), 3).weights.keep == 0
     assert hiding.config_of("paper", ("bag",), 0).run.steps == hide_preset("paper", "bag").run.steps
-    assert not {*hiding.TUNED} & {*hiding.CELLS}, "what is tuned on is not reported"
+    for world, cells in hiding_panels.CELLS.items():
+        assert not {*hiding_panels.TUNED[world].values()} & {*cells.values()}, "what is tuned on is not reported"
+
+
+def test_of_emoji_a_concept_its_neighbours_and_others_are_asked_for() -> None:
+    world, pipe = load_world("emoji"), load("emoji")
+    (gone,) = class_labels(["a grinning face"], world.captions.names)
+    prompts, labels = hiding_panels.asked(world, pipe, gone, 6, held_out=True)
+    assert (labels[:6] == gone).all()
+    assert len(set(prompts[:6])) == 6, "every style, in two templates"
+    kept = labels[6:].unique().tolist()
+    assert len(kept) == 120
+    assert gone not in kept
+    names = [world.captions.names[label][0] for label in kept]
+    assert sum("face" in name for name in names) > 10, "its look-alikes are among them"
+    assert hiding_panels.asked(load_world("fashion"), pipe, 0, 6, held_out=True) is None
+    measured = Measured(world, [gone], hiding.TEST, hiding.SAMPLING, prompts=(prompts, labels))
+    assert measured._asked() == (prompts, labels)
 
 
 def test_a_line_has_means_and_the_worst_wrong_key() -> None:
@@ -59,7 +80,7 @@ def part(*targets: str, arm: str = "balanced", recovered: float = 0.9) -> dict[s
     }
     figures = {t: {**found, "unlock": {o: {"share": 0.1} for o in targets if o != t}} for t in targets}
     told = {"hide_seconds": 1.0, "evaluation_equivalents": 2, "seed": 0}
-    return {"arm": arm, "targets": list(targets), **told, "figures": figures}
+    return {"world": "fashion", "arm": arm, "targets": list(targets), **told, "figures": figures}
 
 
 def test_headlines_are_means_over_runs_and_the_wrong_key_is_the_worst() -> None:

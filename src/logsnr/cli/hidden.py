@@ -63,7 +63,7 @@ class Measured:
     """The prompts, seeds and judge of a measurement, ``second`` or not, of a world in which classes are hidden.
 
     Those ``aside`` are hidden too, by other keys, and nothing is asked of them. Of each class that is kept at most
-    ``kept_images`` are made.
+    ``kept_images`` are made. ``prompts`` with labels (n,) stand in the place of what the world asks for.
     """
 
     world: World
@@ -73,6 +73,7 @@ class Measured:
     second: bool = True
     aside: tuple[int, ...] = ()
     kept_images: int | None = None
+    prompts: tuple[list[str], Tensor] | None = None
 
     def images(
         self,
@@ -109,6 +110,8 @@ class Measured:
         return hiding_figures(seen, self.hidden, [found[0] for found in self.world.captions.names])
 
     def _asked(self) -> tuple[list[str], Tensor]:
+        if self.prompts is not None:
+            return self.prompts
         prompts, labels = self.world.source.ask(self.quality.num_images, held_out=self.quality.held_out)
         rows, counts = [], Counter[int]()
         for row, label in enumerate(labels.tolist()):
