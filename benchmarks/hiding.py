@@ -32,6 +32,7 @@ from logsnr.hiding.config import HideConfig, HideWeights, hide_preset
 from logsnr.hiding.hide import with_captions
 from logsnr.models.prompted import Prompt
 from logsnr.solvers.config import SampleConfig
+from logsnr.train.config import FitConfig
 from logsnr.worlds.load import World, load_world
 
 KEPT = RESULTS / "hiding"
@@ -47,6 +48,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "concept start": {"start": "concept"},
     "prompt+lora": {"change_rank": 4},
     "more recovery": {"weights": HideWeights(recover=3.0, wrong_key=0.4)},
+    "longer": {
+        "weights": HideWeights(recover=3.0, wrong_key=1.0),
+        "run": FitConfig(steps=1200, batch_size=8, warmup=0, decay="cosine", clip=0.5),
+    },
     "1 token": {"num_tokens": 1},
     "30 tokens": {"num_tokens": 30},
 }
