@@ -47,11 +47,9 @@ ARMS: dict[str, dict[str, Any]] = {
     "conditional half": {"guidance_half": "conditional"},
     "concept start": {"start": "concept"},
     "prompt+lora": {"change_rank": 4},
-    "more recovery": {"weights": HideWeights(recover=3.0, wrong_key=0.4)},
-    "longer": {
-        "weights": HideWeights(recover=3.0, wrong_key=1.0),
-        "run": FitConfig(steps=1200, batch_size=8, warmup=0, decay="cosine", clip=0.5),
-    },
+    "less recovery": {"weights": HideWeights(recover=1.0)},
+    "softer on wrong keys": {"weights": HideWeights(wrong_key=0.4)},
+    "shorter": {"run": FitConfig(steps=900, batch_size=8, warmup=0, decay="cosine", clip=0.5)},
     "1 token": {"num_tokens": 1},
     "30 tokens": {"num_tokens": 30},
 }

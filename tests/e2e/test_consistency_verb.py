@@ -73,7 +73,10 @@ def test_distilled_it_is_told_its_guidance(capsys: pytest.CaptureFixture[str], t
     planned = result(capsys, *asked, "--steps", "2", "--dry-run")
     made = result(capsys, *asked, "--steps", "2")
     assert planned["network_evaluations"] == made["network_evaluations"] == 2
-    code, _, err = called(capsys, *asked)
+    usual = result(capsys, *asked)
+    assert usual["network_evaluations"] == 2, "nothing was asked for: as many calls as it has levels for"
+    assert json.loads(Path(usual["record"]).read_text())["sampling"]["guidance_scale"] == 2.0
+    code, _, err = called(capsys, *asked, "--steps", "3")
     assert (code, err.count("\n")) == (2, 1)
     assert "take --steps 2" in err
 

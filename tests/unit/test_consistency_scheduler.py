@@ -28,6 +28,7 @@ from logsnr.schedules.boundary import Boundary
 from logsnr.schedules.prediction import predict
 from logsnr.schedules.schedule import levels_of
 from logsnr.schedules.scheduler_config import from_scheduler_config, kind_of
+from logsnr.solvers.consistency import usual_sampling
 
 SIGMAS = [80.0, 3.0, 0.5, 0.002]
 X = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -187,6 +188,21 @@ class TestScheduler:
                 plain, asked = (pipe.unet(inputs, at, **c)[0] for c in (cond.unconditional, cond.values))
             x = scheduler.step(plain + 2.0 * (asked - plain), at, x).prev_sample
         assert torch.allclose(made.latents, x, atol=1e-4)
+
+    @pytest.mark.parametrize(
+        ("guidance", "middle", "usual"),
+        [([1.25], [[0.5]], (2, 1.0)), (None, [[0.5], [0.8, 0.4]], (3, 1.0)), ([1.0, 2.0], None, (1, 2.0))],
+    )
+    def test_if_nothing_is_asked_for_it_is_sampled_as_it_has_learned(
+        self, guidance: Any, middle: Any, usual: tuple[int, float]
+    ) -> None:
+        pipe = tiny_sd()
+        assert usual_sampling(pipe.scheduler.config) == logsnr.SampleConfig()
+        ends = {"sigma_max": 14.0, "sigma_min": 0.03, "sigma_data": 1.0}
+        pipe.scheduler = ConsistencyScheduler(**ends, guidance=guidance, middle_sigmas=middle)
+        found = usual_sampling(pipe.scheduler.config)
+        assert (found.steps, found.guidance_scale) == usual
+        assert logsnr.sample(pipe, "a boot").nfe == usual[0]
 
     def test_of_a_flow_pipeline_too_by_ours_and_by_its_own_call(self) -> None:
         pipe, seeds = tiny_sd3(), [3, 4]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,6 +40,7 @@ class Sample(Opening):
     def run(self) -> int:
         from logsnr.core.random import parse_seeds
         from logsnr.models.delta import Delta
+        from logsnr.solvers.consistency import usual_sampling
         from logsnr.worlds.load import load
 
         seeds = parse_seeds(self.seeds)
@@ -48,9 +49,10 @@ class Sample(Opening):
         for folder in self.delta:
             Delta.from_pretrained(folder).merge(pipe)
         prompt = self._unlock(pipe)
-        if self.dry_run:
-            return self._dry_run(pipe, seeds, prompt)
-        return self._sample(pipe, seeds, prompt)
+        asked = self
+        if self.sampling == SampleConfig():  # nothing was asked for
+            asked = replace(self, sampling=usual_sampling(pipe.scheduler.config))
+        return (asked._dry_run if self.dry_run else asked._sample)(pipe, seeds, prompt)
 
     def _unlock(self, pipe: Any) -> Any:
         """The prompt of the key, which has to fit the pipeline; an exact key puts the original weights in instead."""
@@ -105,8 +107,6 @@ class Sample(Opening):
         }
 
     def _dry_run(self, pipe: Any, seeds: list[int], key: Any) -> int:
-        from dataclasses import replace
-
         from logsnr.schedules.origins import is_few_step
         from logsnr.solvers.sample import sample
         from logsnr.solvers.table import load_table

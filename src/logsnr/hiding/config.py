@@ -17,13 +17,13 @@ class HideWeights:
 
     hide: float = 1.0
     """Without the key a hidden concept's output is led away from it."""
-    recover: float = 1.0
+    recover: float = 3.0
     """With the key it is what it was."""
     keep: float = 3.0
     """Other prompts, and the empty one, stay as they were."""
     keep_with_key: float = 2.0
     """They do so with a key loaded too."""
-    wrong_key: float = 0.3
+    wrong_key: float = 1.0
     """With a wrong key a hidden concept stays hidden."""
     adversarial: float = 0.0
     """It does so with keys that an attacker trains."""
@@ -83,7 +83,7 @@ class HideConfig:
     bank_size: int = 128
     """Trajectories of each target, and twice as many of the anchors, in the bank; every state of each is used."""
     run: FitConfig = field(
-        default_factory=lambda: FitConfig(steps=900, batch_size=8, warmup=0, decay="cosine", clip=0.5)
+        default_factory=lambda: FitConfig(steps=1200, batch_size=8, warmup=0, decay="cosine", clip=0.5)
     )
     """Steps are those of keys and network together."""
 
@@ -123,7 +123,7 @@ HIDE_PRESETS: dict[str, dict[str, Any]] = {
     "robust": {
         "weights": HideWeights(adversarial=1.0),
         "prompt_steps": 1,
-        "run": FitConfig(steps=1800, batch_size=8, warmup=0, decay="cosine", clip=0.5),
+        "run": FitConfig(steps=2400, batch_size=8, warmup=0, decay="cosine", clip=0.5),
     },
     "paper": {
         "weights": HideWeights(1.0, 0.1, 0.0, 0.0, 0.0, 0.0),

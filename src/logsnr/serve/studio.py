@@ -14,7 +14,6 @@ from logsnr.hiding.reveal import put_back
 from logsnr.models.delta import Delta
 from logsnr.models.fingerprint import fingerprint
 from logsnr.models.pipeline import Pipeline, component_of, denoiser_of, latent_shape, network_of
-from logsnr.schedules.origins import is_few_step
 from logsnr.serve.config import ServeConfig
 from logsnr.serve.engine import Engine, Job
 from logsnr.serve.errors import RefusedError
@@ -22,6 +21,7 @@ from logsnr.serve.keyring import Keyring, open_keyring
 from logsnr.serve.meters import Meters
 from logsnr.serve.requests import ImageRequest
 from logsnr.serve.store import Decision
+from logsnr.solvers.consistency import usual_sampling
 from logsnr.solvers.sample import make_run
 from logsnr.worlds.load import load
 
@@ -55,8 +55,8 @@ class Studio:
         for folder in config.deltas:
             self.deltas[folder.name] = _beside(self.pipe)
             Delta.from_pretrained(folder).merge(self.deltas[folder.name])
-        few = is_few_step(self.pipe.scheduler.config)
-        self.steps, self.guidance = (2, 1.0) if few else (20, 2.0)
+        usual = usual_sampling(self.pipe.scheduler.config)
+        self.steps, self.guidance = usual.steps, usual.guidance_scale
         self.engine = Engine(
             runners=config.runners or os.cpu_count() or 1,
             queue=config.queue,

@@ -11,6 +11,7 @@ from torch import Tensor
 from logsnr.core.types import Denoiser, Level
 from logsnr.schedules.boundary import Boundary
 from logsnr.schedules.origins import is_few_step
+from logsnr.solvers.config import SampleConfig
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,18 @@ class ConsistencyStep:
         if noise is None:
             return there.alpha * clean, memory
         return there.alpha * (clean + self.boundary.renoised(there.sigma / there.alpha) * noise), memory
+
+
+def usual_sampling(config: Mapping[str, Any]) -> SampleConfig:
+    """What a pipeline with this scheduler configuration is sampled by if nothing is asked for.
+
+    A consistency model takes as many calls as it has levels for, and the guidance that it has learned: at 1 if that is
+    in its weights, at the greatest scale if it is told one.
+    """
+    if not is_few_step(config):
+        return SampleConfig()
+    calls, learned = 1 + len(config["middle_sigmas"] or ()), list(config.get("guidance") or ())
+    return SampleConfig(steps=calls, guidance_scale=float(learned[-1]) if len(learned) > 1 else 1.0)
 
 
 def consistency_step(config: Mapping[str, Any]) -> ConsistencyStep | None:

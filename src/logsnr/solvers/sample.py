@@ -34,7 +34,7 @@ from logsnr.schedules.prediction import check_start
 from logsnr.schedules.schedule import Schedule, warn_outside
 from logsnr.schedules.scheduler_config import rule_of, scheduler_grid
 from logsnr.solvers.config import SampleConfig
-from logsnr.solvers.consistency import ConsistencyStep, consistency_step
+from logsnr.solvers.consistency import ConsistencyStep, consistency_step, usual_sampling
 from logsnr.solvers.exponential import Exponential, check_coarse
 from logsnr.solvers.noise import start_noise, step_noise
 from logsnr.solvers.scheduler import SNRScheduler
@@ -185,7 +185,7 @@ def sampling(
     batch_size: int = 64,
 ) -> Generator[Tensor, None, Samples]:
     """``sample`` step by step: yields the latents of the batch at hand after each, and returns what ``sample`` does."""
-    config = config or SampleConfig()
+    config = config or usual_sampling(pipe.scheduler.config)
     prompts = [prompt] * len(seeds) if isinstance(prompt, str) else list(prompt)
     if not seeds or len(prompts) != len(seeds):
         raise InputError(f"{len(prompts)} prompts and {len(seeds)} seeds do not match: give one prompt, or one a seed")
