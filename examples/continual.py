@@ -13,7 +13,6 @@ import torch
 
 from logsnr.continual.config import strategy
 from logsnr.continual.learner import Learner
-from logsnr.continual.replay import replay
 from logsnr.data.digits import load_digits
 from logsnr.data.stream import make_stream, split_classes
 from logsnr.train.preview import image_grid, save_picture
@@ -38,9 +37,9 @@ def main(out: Path) -> None:
         print(f"{name}: {first:.2f} of the first two digits, {second:.2f} of the next two")
     drift = replaying.records[-1]["key_value_drift"]
     print(f"what keys and values say of the first two digits has changed by {drift:.1e}")
-    assert replaying.generator is not None
+    assert replaying.replayer is not None
     classes = [label for experience in FIRST for label in experience]
-    made = replay(replaying.generator, classes, replaying.names, experience=9, config=replaying.config)
+    made = replaying.replayer.replay(classes, index=9)
     rows = torch.cat([(made.labels == label).nonzero()[:8, 0] for label in classes])
     print(save_picture(image_grid(made.take(rows)["image"], columns=8, scale=6), out / "replay.png"))
 
