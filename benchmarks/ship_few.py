@@ -52,11 +52,15 @@ def main(source: Path) -> None:
     teacher = json.loads((KEPT / "teacher.json").read_text())
     pipe, world = open_pipeline(source), WORLDS["fashion"]
     with staged(PLACE, replace=True) as folder:
+        pipe.unet.register_to_config(_name_or_path="fashion-few")  # not a path of this machine
         pipe.unet.to(torch.float16).save_pretrained(folder / "unet")
         pipe.scheduler.save_pretrained(folder / "scheduler")
         for part in SHARED:
             shutil.copytree(world / part, folder / part)
-        shutil.copy(source / "model_index.json", folder)
+        index = json.loads((source / "model_index.json").read_text())
+        write_json(
+            folder / "model_index.json", {name: value for name, value in index.items() if name != "_name_or_path"}
+        )
         config = model["config"]
         run = {"steps": config["run"]["steps"], "images": config["run"]["steps"] * config["run"]["batch_size"]}
         stage = {**run, "seconds": round(model["train_seconds"]), "legs": 1}

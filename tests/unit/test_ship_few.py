@@ -44,6 +44,8 @@ def test_what_is_shipped_is_a_world_that_the_demo_shows(
     for _ in range(2):  # shipped again it takes the place of what was there
         ship.main(tmp_path / "few-distil-3")
     assert sum(path.stat().st_size for path in (tmp_path / "fashion_few").rglob("*") if path.is_file()) < 12e6
+    for name in ("model_index.json", "unet/config.json"):
+        assert str(tmp_path) not in (tmp_path / "fashion_few" / name).read_text(), "no path of this machine"
     card = (tmp_path / "fashion_few" / "README.md").read_text()
     assert "| fashion-few | 2 | 1.25 | 1.500 | 0.9100 | 0.700 |" in card
     assert "train --seed 3" in card
