@@ -57,14 +57,14 @@ def kept_on(pipe: Pipeline, world: World, folder: Path = SHIPPED) -> Part:
 
 def drift(pipe: Pipeline, world: World, project: bool) -> float:
     """How far keys and values of a copy of the network move on old prompts while they learn new ones, as a share."""
-    weights = dict(select_parameters(copy.deepcopy(network_of(pipe)), "xattn-kv"))
+    network = copy.deepcopy(network_of(pipe))
+    weights = dict(select_parameters(network, "xattn-kv"))
     old, new = (_tokens(pipe, world, labels) for labels in (range(_CLASSES), range(_CLASSES, 2 * _CLASSES)))
     before = _said(weights, old)
-    memory = GradientProjectionMemory(apply="update")
+    memory = GradientProjectionMemory(apply="update" if project else "none")
     memory.remember(old, weights)
     stepper = torch.optim.AdamW(weights.values(), lr=_RATE)
-    if project:
-        stepper.register_step_post_hook(lambda *_: memory.correct(weights))
+    memory.attach(network, stepper)
     draws = generator(0, "continual demo")
     aims = [torch.randn(said.shape, generator=draws) for said in _said(weights, new)]
     for _ in range(_STEPS):
