@@ -53,7 +53,7 @@ class Ask:
 
     def near(self, key: Prompt, count: int) -> dict[str, Any]:
         """With keys beside the right one, by the size of the noise."""
-        return {str(sigma): self.opened(count, _blurred(key, sigma, count), held_out=True) for sigma in SIGMAS}
+        return {str(sigma): self.opened(count, blurred(key, sigma, count), held_out=True) for sigma in SIGMAS}
 
 
 def worst_kind(found: dict[str, Any]) -> tuple[str, float]:
@@ -62,7 +62,7 @@ def worst_kind(found: dict[str, Any]) -> tuple[str, float]:
     return max(kinds, key=lambda pair: pair[1])
 
 
-def _blurred(key: Prompt, sigma: float, rows: int) -> list[Prompt]:
+def blurred(key: Prompt, sigma: float, rows: int) -> list[Prompt]:
     pair = torch.stack([key.keys, key.values])
     draws = generator(0, "near key", sigma)
     noises = [sigma * float(pair.std()) * torch.randn(pair.shape, generator=draws).to(pair) for _ in range(_DRAWS)]

@@ -1,4 +1,4 @@
-"""Results of hiding.py, put together: a row for every run, and headlines over the cells and seeds of `balanced`.
+"""Results of hiding.py and its neighbours, put together: a row for every run, headlines of `balanced` over its cells.
 
 python benchmarks/hiding_report.py writes results/hiding.json from results/hiding/.
 """
@@ -99,7 +99,8 @@ def main() -> None:
         "intervals": "95 %, resamples of runs",
     }
     attacked = [attack_row(json.loads(path.read_text())) for path in sorted(KEPT.glob("attack-*.json"))]
-    write_result("hiding", protocol, rows + attacked, headlines(reported))
+    more = [json.loads(path.read_text()) for kind in ("keys", "rival") for path in sorted(KEPT.glob(f"{kind}-*.json"))]
+    write_result("hiding", protocol, rows + attacked + more, headlines(reported))
 
 
 if __name__ == "__main__":

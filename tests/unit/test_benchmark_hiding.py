@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import hiding
 import hiding_attacks
 import hiding_control
+import hiding_keys
 import hiding_measures
 import hiding_panels
 import hiding_report
+import hiding_rivals
 
 from logsnr.cli.hidden import Measured
 from logsnr.data.fashion import CLASSES
@@ -23,6 +26,7 @@ from logsnr.data.labelled import Labelled
 from logsnr.evaluation.erasure import class_labels
 from logsnr.hiding.config import hide_preset
 from logsnr.models.prompted import Prompt
+from logsnr.solvers.config import SampleConfig
 from logsnr.worlds.load import load, load_world
 
 
@@ -101,7 +105,7 @@ def test_headlines_are_means_over_runs_and_the_wrong_key_is_the_worst() -> None:
 def test_near_keys_are_as_far_as_they_say() -> None:
     draws = torch.Generator().manual_seed(0)
     right = Prompt(3 * torch.randn(8, 64, generator=draws), 3 * torch.randn(8, 64, generator=draws))
-    found = hiding_measures._blurred(right, 0.3, 25)
+    found = hiding_measures.blurred(right, 0.3, 25)
     apart = torch.stack([torch.stack([key.keys - right.keys, key.values - right.values]) for key in found])
     assert float(apart.std()) == pytest.approx(0.9, rel=0.05)
     assert torch.equal(found[0].keys, found[20].keys)
@@ -133,3 +137,24 @@ def test_a_base_without_the_class_sees_nothing_of_it(monkeypatch: pytest.MonkeyP
     assert few.train.labels.tolist() == [*range(9), *range(9)]
     assert len(few.factors()) == 18
     assert few.captions == whole.captions, "the word stays"
+
+
+def test_a_leaked_key_is_its_holders_until_noise_drowns_it() -> None:
+    draws = torch.Generator().manual_seed(1)
+    holders = [Prompt(*torch.randn(2, 10, 64, generator=draws)) for _ in range(3)]
+    for damage in hiding_keys.DAMAGES:
+        found = hiding_keys.identified(holders, damage)
+        assert found == {"hits": 3 * hiding_keys.LEAKS, "leaks": 3 * hiding_keys.LEAKS}, damage
+    assert hiding_keys.identified(holders, "noise 300")["hits"] < 45, "a third of them is chance"
+    assert hiding_keys.strangers(holders)["likeness"] < 0.5
+
+
+def test_a_rival_without_a_key_brings_nothing_back() -> None:
+    world, pipe = load_world("fashion"), load("fashion")
+    quality = replace(hiding.TEST, num_images=20)
+    measured = Measured(world, [9], quality, SampleConfig(steps=2))
+    found = measured.figures(measured.images(pipe, pipe, None))
+    assert found["wrong_key"] == {}
+    assert found["recovered"] == pytest.approx(1.0), "an untouched pipeline lacks nothing"
+    assert found["mse_ratio"] == 0
+    assert hiding_rivals.OWNER.steps[-1] == hiding.config_of("balanced", ("bag",), 0).run.steps

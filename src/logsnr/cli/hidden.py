@@ -79,14 +79,15 @@ class Measured:
         self,
         original: Pipeline,
         public: Pipeline,
-        prompt: Prompt,
+        prompt: Prompt | None,
         others: Sequence[Prompt] = (),
         *,
         opened: Pipeline | None = None,
     ) -> HidingImages:
         """What a hidden pipeline and its key make; ``others`` are keys of other targets.
 
-        ``opened`` is what an exact key makes of the hidden pipeline; another key is read by it.
+        ``opened`` is what an exact key makes of the hidden pipeline; another key is read by it. A pipeline without any
+        key has none that is wrong.
         """
         prompts, labels = self._asked()
         judge = self.world.judge(second=self.second)
@@ -99,8 +100,10 @@ class Measured:
 
         every = range(len(prompts))
         own = [row for row in every if int(labels[row]) in self.hidden]
-        kinds = [kind for kind in kinds_for(len(prompt.keys), (*WRONG, *UNSEEN)) if others or kind != "other"]
-        wrong = {kind: made(public, own, _wrong(kind, prompt, others, len(own))) for kind in kinds}
+        wrong = {}
+        if prompt is not None:
+            kinds = [kind for kind in kinds_for(len(prompt.keys), (*WRONG, *UNSEEN)) if others or kind != "other"]
+            wrong = {kind: made(public, own, _wrong(kind, prompt, others, len(own))) for kind in kinds}
         again = made(original, every, apart=len(prompts)).images
         keyed = made(opened, every) if opened else made(public, every, prompt)
         return HidingImages(made(original, every), again, made(public, every), keyed, wrong)
