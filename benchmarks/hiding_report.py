@@ -12,7 +12,9 @@ from typing import Any
 from hiding import EMOJI, KEPT, OTHERS, PLAIN_SEED, SAMPLINGS, TEST
 from hiding_measures import worst_kind
 from hiding_panels import CELLS
-from record import headline, mean_interval, write_result
+from record import DOCS, RESULTS, headline, mean_interval, write_result, write_table
+
+from logsnr.core.config import read_json
 
 Run = dict[str, Any]
 OF_TARGET: dict[str, Callable[[dict[str, Any]], float]] = {
@@ -33,6 +35,7 @@ OF_TARGET: dict[str, Callable[[dict[str, Any]], float]] = {
 }
 """A target's figures; the wrong key is the worst of all kinds, so its mean is no mean over kinds. A key blended with as
 much noise is a near one: it has a figure of its own."""
+PAGE = DOCS / "hiding.md"
 GOALS = {
     "hidden": (0.97, ">="),
     "leakage_upper95": (0.01, "<="),
@@ -81,6 +84,59 @@ def half_at(curve: Sequence[Sequence[float]]) -> float | None:
     return next((place for place, rate in curve if rate >= 0.5), None)
 
 
+SHOWN = {
+    "hidden, held-out templates": "hidden_paraphrase",
+    "of so many plain prompts at most leak (95 %)": "leakage_upper95",
+    "with the key, over the original": "recovered",
+    "squared difference to the original's image of the seed, over that of two seeds": "mse_ratio",
+    "same class as the original's image": "label_agreement",
+    "other classes, without the key": "preserved",
+    "the worst of them": "preserved_worst",
+    "other classes, with the key": "preserved_with_key",
+    "another concept's key opens": "cross_unlock_off",
+    "worst wrong key, above the hidden level": "wrong_key_excess",
+    "a key with as much noise again (near, not wrong), above it": "blended_excess",
+    "a key with noise of 0.1 of its size opens": "near_0.1",
+    "of 0.3": "near_0.3",
+    "of its size": "near_1.0",
+    "confidence in what is drawn instead, over kept classes": "off_target_quality",
+}
+"""What the documentation says of a run."""
+BRIEF = ("hidden_paraphrase", "recovered", "mse_ratio", "preserved", "preserved_with_key", "wrong_key_excess")
+"""And of an arm."""
+
+
+def cells_table(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Means over seeds: a column for each cell of `balanced`, a line for each figure."""
+    cells = {tuple(row["targets"]): [other for other in rows if other["targets"] == row["targets"]] for row in rows}
+    found = [["", *(", ".join(targets) for targets in cells)], ["seeds", *(str(len(own)) for own in cells.values())]]
+    found += [[name, *(_shown(own, figure) for own in cells.values())] for name, figure in SHOWN.items()]
+    seconds = [f"{_mean([row['hide_seconds'] for row in own]):.0f}" for own in cells.values()]
+    return [*found, ["seconds of one busy core", *seconds]]
+
+
+def arms_table(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Means over cells and seeds: a line for each arm with the cells that it was run on, a column for each figure."""
+    arms = {(row["arm"], tuple(row["targets"])): row for row in rows}
+    found = [["arm", "hides", *BRIEF]]
+    for arm, targets in arms:
+        own = [row for row in rows if (row["arm"], tuple(row["targets"])) == (arm, targets)]
+        found.append([arm, ", ".join(targets), *(_shown(own, figure) for figure in BRIEF)])
+    return found
+
+
+def tables(result: dict[str, Any]) -> dict[str, list[list[str]]]:
+    """What the page on hiding has of the result."""
+    runs = [row for row in result["rows"] if row.get("world") == "fashion"]
+    cells = [row for row in runs if row["arm"] == "balanced"]
+    return {"hiding cells": cells_table(cells), "hiding arms": arms_table(runs)}
+
+
+def _shown(rows: Sequence[dict[str, Any]], figure: str) -> str:
+    values = [row[figure] for row in rows if figure in row]
+    return f"{_mean(values):.3f}" if values else ""
+
+
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
@@ -101,6 +157,8 @@ def main() -> None:
     attacked = [attack_row(json.loads(path.read_text())) for path in sorted(KEPT.glob("attack-*.json"))]
     more = [json.loads(path.read_text()) for kind in ("keys", "rival") for path in sorted(KEPT.glob(f"{kind}-*.json"))]
     write_result("hiding", protocol, rows + attacked + more, headlines(reported))
+    for name, table in tables(read_json(RESULTS / "hiding.json")).items():
+        write_table(PAGE, name, table)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from logsnr.core.artifact import write_json
 from logsnr.metrics.bounds import bootstrap_interval
 
 RESULTS = Path(__file__).parent / "results"
+DOCS = Path(__file__).parent.parent / "docs"
 RESAMPLES = 10_000
 
 
@@ -57,6 +58,27 @@ def tell(entry: dict[str, Any]) -> None:
     """Print a headline."""
     verdict = "met" if entry["met"] else "missed"
     print(f"{entry['name']}: {entry['value']:.4f} (goal {entry['sense']} {entry['goal']}: {verdict})")
+
+
+def in_page(page: str, name: str, table: Sequence[Sequence[str]]) -> str:
+    """A page's text with a table, its first row the titles, between the marks of that name.
+
+    Raises:
+        ValueError: the page has no such marks.
+    """
+    start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    before, mark, rest = page.partition(start)
+    _, close, after = rest.partition(end)
+    if not (mark and close):
+        raise ValueError(f"the page has no {start.strip()} and {end}")
+    titles, *rows = ["| " + " | ".join(row) + " |" for row in table]
+    lines = [titles, "|" + "---|" * len(table[0]), *rows]
+    return before + mark + "".join(f"{line}\n" for line in lines) + close + after
+
+
+def write_table(page: Path, name: str, table: Sequence[Sequence[str]]) -> None:
+    """Put a table into a page of the documentation."""
+    page.write_text(in_page(page.read_text(), name, table))
 
 
 def _processor() -> str:
