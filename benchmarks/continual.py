@@ -1,15 +1,14 @@
-"""Continual learning: every strategy on the same streams, class order shuffled by seed; and the table of all runs.
+"""Continual learning: every strategy on the same streams, class order shuffled by seed.
 
     python benchmarks/continual.py run [--tier digits] [--strategies gppdm replay ...] [--seeds 1 2 3 4 5]
     python benchmarks/continual.py run --ablations [gradient values ...] --seeds 1
     python benchmarks/continual.py look --strategies gppdm --options '{...}'
-    python benchmarks/continual.py report
 
 Tiers are digits, mnist5k and fashion, and digits-repeating, whose ten experiences show each class twice, half of its
 images a time. Strategies share networks, steps, replays and seeds. ``er-state`` keeps as many
 bytes of images as the prototypes and the projection of ``gppdm`` weigh in the run of the same seed, ``er-total`` its
 generator's too, so that comes first. ``look`` tries options on seed 100 and its validation images, and keeps nothing;
-what is run is kept in results/continual/.
+what is run is kept in results/continual/, and continual_report.py puts it together.
 """
 
 from __future__ import annotations
@@ -17,13 +16,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from record import RESULTS, headline, write_result
+from record import RESULTS
 
 from logsnr.continual.config import STRATEGIES, ContinualConfig, strategy
 from logsnr.continual.learner import Learner
@@ -35,7 +33,6 @@ from logsnr.data.digits import load_digits
 from logsnr.data.fashion import load_fashion
 from logsnr.data.mnist import load_mnist5k
 from logsnr.data.stream import make_stream, split_classes
-from logsnr.metrics.bounds import t_interval
 
 KEPT, WORK = RESULTS / "continual", Path("runs") / "continual"
 TUNED = 100
@@ -113,76 +110,15 @@ def learn(tier: str, name: str, seed: int, changes: dict[str, Any]) -> dict[str,
     return {"tier": tier, "strategy": name, "seed": seed, "config": to_dict(config), **holds, **found}
 
 
-def results() -> Iterator[dict[str, Any]]:
-    """All runs that are reported."""
-    for place in sorted(KEPT.glob("*.json")):
-        found = json.loads(place.read_text())
-        if found["seed"] < TUNED:
-            yield found
-
-
-def paired(runs: Sequence[dict[str, Any]], tier: str, first: str, second: str, figure: str) -> list[float]:
-    """Differences of a figure by seed."""
-    told = [run for run in runs if run["tier"] == tier and not run.get("holds_everything")]
-    by = {(run["strategy"], run["seed"]): run[figure] for run in told}
-    return [by[first, seed] - by[second, seed] for name, seed in by if name == first and (second, seed) in by]
-
-
-def report() -> None:
-    """Rows of all runs, and headlines of the greatest tier that has both ``gppdm`` and ``replay``."""
-    runs = list(results())
-    tiers = [
-        tier
-        for tier in ("fashion", "mnist5k", "digits")
-        if len(paired(runs, tier, "gppdm", "replay", "final_accuracy")) > 1
-    ]
-    headlines = []
-    if tiers:
-        tier = tiers[0]
-        gains = {
-            "accuracy_gain_over_replay_low": ("replay", "final_accuracy", 1.0, 0.02),
-            "forgetting_gain_over_replay_low": ("replay", "forgetting_max", -1.0, 0.0001),
-        }
-        for name, (second, figure, sign, goal) in gains.items():
-            found = [sign * value for value in paired(runs, tier, "gppdm", second, figure)]
-            low, high = t_interval(torch.tensor(found))
-            headlines.append(headline(name, low, goal, ">=", (low, high)))
-        for name, first, second, goal, sense in (
-            ("accuracy_gain_over_equal_bytes", "gppdm", "er-state", -1.0, ">="),
-            ("joint_gap", "joint", "gppdm", 0.05, "<="),
-        ):
-            if len(found := paired(runs, tier, first, second, "final_accuracy")) > 1:
-                interval = t_interval(torch.tensor(found))
-                headlines.append(headline(name, sum(found) / len(found), goal, sense, interval))
-        exact = [run for run in runs if run["strategy"] in ORDER]  # ablations project otherwise, or not at all
-        drifts = [each["key_value_drift"] for run in exact for each in run["experiences"] if "key_value_drift" in each]
-        headlines.append(headline("key_value_drift", max(drifts), 1e-5, "<="))
-    protocol = {
-        "name": "continual",
-        "headlines_of": tiers[0] if tiers else None,
-        "accuracy": "among all classes seen; task_il has those within the experience's own classes",
-        "intervals": "95 %, t over seeds, paired",
-        "exemplars": "no difference is taken to exemplars that hold all images",
-        "replay_beats_finetune_on_every_seed": {
-            tier: min(found) > 0 if (found := paired(runs, tier, "replay", "finetune", "final_accuracy")) else None
-            for tier in TIERS
-        },
-    }
-    write_result("continual", protocol, runs, headlines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["run", "look", "report"])
+    parser.add_argument("what", choices=["run", "look"])
     parser.add_argument("--tier", choices=list(TIERS), default="digits")
     parser.add_argument("--strategies", nargs="+", choices=list(STRATEGIES), default=list(ORDER))
     parser.add_argument("--ablations", nargs="*", choices=list(ABLATIONS), help="of gppdm, in place of strategies")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
     parser.add_argument("--options", metavar="JSON", default="{}", help="look: other options, on seed 100")
     chosen = parser.parse_args()
-    if chosen.what == "report":
-        report()
-        return
     if chosen.what == "look":
         for name in chosen.strategies:
             found = learn(chosen.tier, name, TUNED, json.loads(chosen.options))

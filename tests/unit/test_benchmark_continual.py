@@ -19,13 +19,15 @@ def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.syspath_prepend(BENCHMARKS)
     script = importlib.import_module("continual")
     monkeypatch.setattr(script, "KEPT", tmp_path)
+    monkeypatch.setattr(importlib.import_module("continual_report"), "KEPT", tmp_path)
     return script
 
 
 def kept(bench: Any, name: str, seed: int, accuracy: float, forgetting: float) -> None:
     sizes = {"prototypes": 640, "projection": 360, "generator": 9000}
-    experiences = [{"bytes": sizes, "key_value_drift": 1e-7 * seed}]
-    values = {"final_accuracy": accuracy, "forgetting_max": forgetting, "experiences": experiences}
+    experiences = [{"bytes": sizes, "key_value_drift": 1e-7 * seed, "seconds": {"replay": 90.0, "generator": 30.0}}]
+    values: dict[str, Any] = {"final_accuracy": accuracy, "forgetting_max": forgetting, "experiences": experiences}
+    values["task_il"] = {"final_accuracy": 0.99}
     if name == "gppdm, gradient":
         experiences[0]["key_value_drift"] = 0.5
     found = {"tier": "digits", "strategy": name, "seed": seed, **values}
@@ -41,11 +43,18 @@ def test_exemplars_weigh_what_ours_does(bench: Any) -> None:
     assert bench.config_of("digits", "gppdm", 7, {"sampling_steps": 5}).sampling_steps == 5
 
 
-def test_headlines_are_paired_by_seed(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_headlines_are_paired_by_seed(bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     written: dict[str, Any] = {}
-    monkeypatch.setattr(
-        bench, "write_result", lambda name, protocol, rows, found: written.update(rows=rows, found=found)
-    )
+    script = importlib.import_module("continual_report")
+
+    def write(name: str, protocol: dict[str, Any], rows: list[Any], found: list[Any]) -> None:
+        written.update(rows=rows, found=found)
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "continual.json").write_text(json.dumps({"rows": rows}))
+
+    monkeypatch.setattr(script, "write_result", write)
+    monkeypatch.setattr(script, "RESULTS", tmp_path / "out")
+    monkeypatch.setattr(script, "write_table", lambda page, name, table: written.update({name: table}))
     for seed, gain in ((1, 0.03), (2, 0.05), (3, 0.04)):
         kept(bench, "gppdm", seed, 0.6 + 0.1 * seed + gain, 0.2 - gain)
         kept(bench, "replay", seed, 0.6 + 0.1 * seed, 0.2)
@@ -53,7 +62,7 @@ def test_headlines_are_paired_by_seed(bench: Any, monkeypatch: pytest.MonkeyPatc
     kept(bench, "gppdm, gradient", 1, 0.7, 0.3)
     kept(bench, "gppdm", 4, 0.1, 0.9)
     kept(bench, "gppdm", 100, 0.1, 0.9)
-    bench.report()
+    script.report()
     found = {entry["name"]: entry for entry in written["found"]}
     gain = found["accuracy_gain_over_replay_low"]
     assert gain["value"] == gain["low"] == pytest.approx(0.04 - 4.303 * 0.01 / 3**0.5, abs=1e-4)
@@ -63,6 +72,11 @@ def test_headlines_are_paired_by_seed(bench: Any, monkeypatch: pytest.MonkeyPatc
     assert found["key_value_drift"]["value"] == pytest.approx(4e-7), "of every reported run, not of tuning"
     assert "accuracy_gain_over_equal_bytes" not in found
     assert len(written["rows"]) == 11
+    titles, *lines = written["continual"]
+    told = {line[1]: dict(zip(titles, line, strict=True)) for line in lines}
+    assert told["replay"]["accuracy"] == "0.800 ± 0.100"
+    assert (told["replay"]["seeds"], told["replay"]["minutes"], told["replay"]["KB carried"]) == ("3", "2", "10")
+    assert told["gppdm, gradient"]["accuracy"] == "0.700", "one seed spreads nowhere"
 
 
 def test_a_repeating_tier_shows_each_class_twice(bench: Any) -> None:

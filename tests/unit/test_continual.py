@@ -17,7 +17,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 from logsnr.continual.config import STRATEGIES, ContinualConfig, strategy
 from logsnr.continual.generator import PATCHES, ReplayGenerator
 from logsnr.continual.learner import Learner
-from logsnr.continual.method import GeneratorMethod
+from logsnr.continual.method import ClassifierMethod, GeneratorMethod
 from logsnr.continual.pipeline import PrototypePipeline
 from logsnr.continual.prototypes import PrototypeBank, starts_of
 from logsnr.continual.quality import _replayed
@@ -556,7 +556,7 @@ class TestLearner:
 
     @pytest.mark.parametrize("stop", [(0, "classifier"), (0, "generator"), (1, "classifier"), (1, "generator")])
     def test_a_run_that_was_cut_goes_on_exactly(self, stop: tuple[int, str], tmp_path: Path) -> None:
-        config, cut = quick(classifier_batch=8, ema=0.5), False
+        config, cut = quick(classifier_batch=8, ema=0.5, soft_labels=0.5), False
         whole = finished(Learner(stream(2), config, tmp_path / "whole").run())
         run = Learner(stream(2), config, tmp_path / "cut").run()
         for moment in run:
@@ -700,6 +700,20 @@ class TestLearner:
         assert nearest_classes(judge, labelled, (2, 3), (0, 1)) == {2: 0, 3: 1}
         assert nearest_classes(judge, labelled, (2,), (1, 3)) == {2: 3}
 
+    def test_the_old_classifier_softens_the_labels_of_what_is_replayed(self) -> None:
+        new, old = (Judge(size=8, width=8, classes=data().classes).eval() for _ in range(2))
+        values = {**data().take(torch.arange(8)), "replayed": torch.arange(8) % 4 < 2}
+        batch = Batch(values, slice(0, 8), 8, (0, 0), torch.device("cpu"))
+        method = ClassifierMethod(new, (0, 1, 2, 3), quick(soft_labels=0.25), old, (0, 1))
+        logs, said = new(values["image"]).log_softmax(1), old(values["image"])[:, :2].softmax(1)
+        right = -logs.gather(1, values["label"][:, None])[:, 0]
+        soft = 0.75 * right - 0.25 * (said * logs[:, :2]).sum(1)
+        torch.testing.assert_close(method.loss(batch, 0).value, torch.where(values["replayed"], soft, right).mean())
+        few = ClassifierMethod(new, (0, 1), quick(soft_labels=0.25), old, (0, 1))
+        rows = {name: value[values["label"] < 2] for name, value in values.items()}
+        found = few.loss(Batch(rows, slice(0, 4), 4, (0, 0), torch.device("cpu")), 0)
+        assert bool(found.value.isfinite()), "classes to come weigh nothing"
+
     @pytest.mark.parametrize(
         ("options", "match"),
         [
@@ -710,6 +724,7 @@ class TestLearner:
             ({"channels": (20,)}, "multiples of 16"),
             ({"memory": "exemplars"}, "exemplars need bytes"),
             ({"classifier_batch": 0}, "at least 1"),
+            ({"soft_labels": 1.5}, "a share"),
             ({"channels": (0,)}, "multiples of 16"),
             ({"generator_learning_rate": -1.0}, "must be positive"),
         ],

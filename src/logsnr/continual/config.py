@@ -64,6 +64,8 @@ class ContinualConfig:
     guidance_scale: float = 2.0
     classifier_guidance: float = 0.0
     """Scale of the old classifier's gradient in replay (DDGR's way)."""
+    soft_labels: float = 0.0
+    """Share of the old classifier's word in what the new one learns of images of the memory; the rest is the label."""
     classifier_epochs: int = 30
     classifier_learning_rate: float = 0.05
     classifier_batch: int = 64
@@ -87,6 +89,8 @@ class ContinualConfig:
         rates = (self.prototype_learning_rate, self.classifier_learning_rate, self.generator_learning_rate)
         if min(rates) <= 0 or self.prototype_size < 0:
             raise InputError("learning rates must be positive, and prototype_size not negative")
+        if not 0 <= self.soft_labels <= 1:
+            raise InputError(f"soft_labels is {self.soft_labels}: it is a share, from 0 to 1")
         if not (0 <= self.label_dropout < 1 and 0 <= self.ema < 1) or min(self._weights()) < 0:
             raise InputError("label_dropout and ema are shares below 1, and weights and guidance are not negative")
         if self.redraws < 0 or self.sampling_rho < 0 or self.sampling_order not in (1, 2, 3, 4):

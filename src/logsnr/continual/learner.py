@@ -6,6 +6,7 @@ whole experience, and inside one from the last checkpoint of its training.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import shutil
@@ -95,7 +96,8 @@ class Learner:
         mixed = Mixed(experience.train, old, whole=self.config.memory == "all")
         rows = len(experience.train) * len(experience.seen) // len(experience.classes)  # the same for all strategies
         steps = -(-rows * self.config.classifier_epochs // self.config.classifier_batch)
-        method = ClassifierMethod(self.classifier.train(), experience.seen, self.config)
+        before = copy.deepcopy(self.classifier) if self.config.soft_labels and old else None
+        method = ClassifierMethod(self.classifier.train(), experience.seen, self.config, before, experience.previous)
         index, place = experience.index, self._work(experience.index, "classifier")
         steps_of = fitted(self.config, index, method, mixed, steps, self.config.classifier_batch, place)
         yield from self._fit(index, "classifier", steps_of)

@@ -26,16 +26,39 @@ from logsnr.train.projection import GradientProjectionMemory
 
 
 class ClassifierMethod:
-    """Cross entropy over the classes seen so far; ``data`` has ``image`` and ``label``."""
+    """Cross entropy over the classes seen so far; ``data`` has ``image``, ``label`` and ``replayed``.
 
-    def __init__(self, classifier: Judge, seen: Sequence[int], config: ContinualConfig):
-        self.classifier, self.config = classifier, config
-        self.seen = torch.tensor(list(seen))
+    Of replayed rows the ``old`` classifier, which knows the ``previous`` classes, says a share of what is learned.
+    """
+
+    def __init__(
+        self,
+        classifier: Judge,
+        seen: Sequence[int],
+        config: ContinualConfig,
+        old: Judge | None = None,
+        previous: Sequence[int] = (),
+    ):
+        self.classifier, self.config, self.old = classifier, config, old
+        self.seen, self.previous = torch.tensor(list(seen)), torch.tensor(list(previous))
 
     def loss(self, batch: Batch, step: int) -> Loss:
         logits = only(self.classifier(batch["image"]), self.seen)
         right = (logits.argmax(1) == batch["label"]).float().mean()
-        return Loss(functional.cross_entropy(logits, batch["label"]), {"accuracy": right})
+        if self.old is None:
+            return Loss(functional.cross_entropy(logits, batch["label"]), {"accuracy": right})
+        wanted = self._softened(self.old, batch, logits.shape[1])
+        return Loss(functional.cross_entropy(logits[:, self.seen], wanted[:, self.seen]), {"accuracy": right})
+
+    @torch.no_grad()
+    def _softened(self, old: Judge, batch: Batch, classes: int) -> Tensor:
+        """Probabilities (n, classes): labels, of replayed rows mixed with what the old classifier says."""
+        found = functional.one_hot(batch["label"], classes).float()
+        rows, share = batch["replayed"].nonzero()[:, 0], self.config.soft_labels
+        if len(rows):
+            said = only(old(batch["image"][rows]), self.previous).softmax(1)
+            found[rows] = (1 - share) * found[rows] + share * said
+        return found
 
     def modules(self) -> dict[str, nn.Module]:
         return {"classifier": self.classifier}
