@@ -67,7 +67,9 @@ class Bench:
 
     def holders(self) -> Figures:
         """What each holder's key opens, and how many leaked keys are told by it."""
-        hidden, ask = self.hidden(replace(self.config, holders=HOLDERS))
+        run = self.config.run
+        longer = replace(self.config, holders=HOLDERS, run=replace(run, steps=run.steps * HOLDERS))
+        hidden, ask = self.hidden(longer)
         keys = hidden.holders[TARGET]
         opened = [ask.opened(NEAR, key, held_out=True) for key in keys]
         original = Ask(self.world, self.pipe, self.label, SAMPLING, PLAIN_SEED).opened(NEAR, held_out=True)

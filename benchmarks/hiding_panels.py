@@ -19,7 +19,7 @@ CELLS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 """On `emoji` a concept apart, one with look-alikes, and one that shares words with a neighbour."""
 TUNED: dict[str, dict[str, tuple[str, ...]]] = {
-    "fashion": {"sandal": ("sandal",), "coat": ("coat",)},
+    "fashion": {"sandal": ("sandal",), "coat": ("coat",), "both": ("sandal", "coat")},
     "emoji": {"guitar": ("a guitar",)},
 }
 NEAREST, RANDOM = 20, 100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from pipelines import tiny_pixart_with_text, tiny_sd, tiny_sd3
 from torch import Tensor, nn
 
+from logsnr.cli.hide import Hide
 from logsnr.core.config import from_dict, to_dict
 from logsnr.core.errors import InputError, UnsupportedError
 from logsnr.data.captions import Captions
@@ -315,6 +317,9 @@ def test_the_presets_are_what_was_run() -> None:
     assert (paper.trajectories, paper.trajectory_steps, paper.trajectory_guidance) == ("student", 50, 3.0)
     assert (paper.run.steps // (paper.prompt_steps + 1), paper.run.batch_size) == (1000, 1)
     assert hide_preset("robust", "bag").weights.adversarial == 1
+    one, six = hide_preset("balanced", "bag"), hide_preset("balanced", "bag", "coat", "shirt", holders=2)
+    assert (six.run.steps, six.holders) == (6 * one.run.steps, 2), "every key has its steps"
+    assert hide_preset("paper", "bag", "coat").run.steps == paper.run.steps, "its authors draw a concept a step"
     assert {
         from_dict(HideConfig, to_dict(hide_preset(name, "bag"))) == hide_preset(name, "bag") for name in HIDE_PRESETS
     } == {True}
@@ -375,3 +380,14 @@ def test_networks_that_read_no_keys_are_refused_and_come_back() -> None:
         replace(BOTH, recover=0.0)
     with pytest.raises(InputError, match="no preset"):
         hide_preset("magic", "bag")
+
+
+def test_the_command_gives_every_key_its_steps_unless_told_otherwise(tmp_path: Path) -> None:
+    two = Hide(model="fashion", target=("bag", "coat"), holders=2)
+    assert two._config().run.steps == 4 * hide_preset("balanced", "bag").run.steps
+    options = tmp_path / "options.json"
+    options.write_text(json.dumps({"targets": ["bag", "coat"], "weights": {"adversarial": 0.5}}))
+    named = Hide(model="fashion", method="robust", config=options)._config()
+    assert named.run.steps == 2 * hide_preset("robust", "bag").run.steps
+    assert (named.weights.adversarial, named.weights.keep) == (0.5, 3.0)
+    assert replace(two, steps=7)._config().run.steps == 7

@@ -130,7 +130,6 @@ class Hide(Sealing):
         """The method's options, then those of the file, then those given."""
         from logsnr.core.config import from_dict, read_json, to_dict
 
-        found = to_dict(hide_preset(self.method, *(self.target or ("?",))))
         given: dict[str, Any] = read_json(self.config) if self.config else {}
         nested = ("run", "weights")
         if not isinstance(given, dict) or not all(isinstance(given.get(name, {}), dict) for name in nested):
@@ -141,6 +140,9 @@ class Hide(Sealing):
             options["targets"] = self.target
         elif "targets" not in given:
             raise InputError("there is nothing to hide: say --target NAME, or name targets in --config")
+        asked = {**given, **options}
+        keys = from_dict(HideConfig, {name: asked[name] for name in ("targets", "holders") if name in asked})
+        found = to_dict(hide_preset(self.method, *keys.targets, holders=keys.holders))
         merged = {**found, **given, **options} | {name: {**found[name], **given.get(name, {})} for name in nested}
         merged["run"] |= {**run, "resume": self.resume}
         if self.kind == "prompt+lora":

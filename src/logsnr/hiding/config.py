@@ -141,12 +141,14 @@ HIDE_PRESETS: dict[str, dict[str, Any]] = {
 """Options by the name of a preset; all others are as ``HideConfig`` has them. ``paper`` has what its authors ran."""
 
 
-def hide_preset(name: str, *targets: str) -> HideConfig:
-    """The configuration of a preset for these targets.
+def hide_preset(name: str, *targets: str, holders: int = 1) -> HideConfig:
+    """The configuration of a preset for these targets; but for "paper", each key has its steps.
 
     Raises:
         InputError: there is no such preset.
     """
     if name not in HIDE_PRESETS:
         raise InputError(f"there is no preset {name!r}: use one of {', '.join(HIDE_PRESETS)}")
-    return replace(HideConfig(targets), **HIDE_PRESETS[name])
+    found = replace(HideConfig(targets, holders=holders), **HIDE_PRESETS[name])
+    keys = 1 if name == "paper" else len(targets) * holders
+    return replace(found, run=replace(found.run, steps=found.run.steps * keys))
