@@ -36,6 +36,7 @@ from logsnr.data.stream import make_stream, split_classes
 
 KEPT, WORK = RESULTS / "continual", Path("runs") / "continual"
 TUNED = 100
+LOADERS = {"digits": load_digits, "digits-repeating": load_digits, "mnist5k": load_mnist5k, "fashion": load_fashion}
 ORDER = ("gppdm", "replay", "finetune", "joint", "er-state", "er-total", "cpdm-frozen", "cpdm-learned", "projection")
 TIERS: dict[str, dict[str, Any]] = {
     "digits": {"generator_steps": 600, "images_per_class": 64},
@@ -96,8 +97,7 @@ def classes_of(tier: str, seed: int) -> list[tuple[int, ...]]:
 def learn(tier: str, name: str, seed: int, changes: dict[str, Any]) -> dict[str, Any]:
     """One run, going on where it was cut; with a seed for tuning it is measured on validation images."""
     torch.set_num_threads(1)
-    load = {"mnist5k": load_mnist5k, "fashion": load_fashion}.get(tier, load_digits)
-    train, test = load("train"), load("test")
+    train, test = (LOADERS[tier](split) for split in ("train", "test"))
     stream = make_stream(train, test, classes_of(tier, seed), seed=seed, repeating=tier == "digits-repeating")
     if seed >= TUNED:
         stream = [replace(each, test=each.validation) for each in stream]

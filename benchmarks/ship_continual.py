@@ -1,12 +1,13 @@
 """Keep what the demo shows of a run of continual.py: its accuracies, and what its generators replay.
 
-python benchmarks/ship_continual.py [digits-gppdm-1] writes src/logsnr/continual/shipped/ from the run's result in
+python benchmarks/ship_continual.py [mnist5k-gppdm-1] writes src/logsnr/continual/shipped/ from the run's result in
 results/continual/ and its folder in runs/continual/.
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import continual
@@ -17,7 +18,6 @@ from logsnr.continual.pipeline import PrototypePipeline
 from logsnr.continual.replay import replay
 from logsnr.core.artifact import staged, write_json
 from logsnr.core.config import read_json
-from logsnr.data.digits import load_digits
 from logsnr.train.preview import image_grid, save_picture
 
 EACH = 2
@@ -27,7 +27,8 @@ _KEPT = ("seed", "strategy", "final_accuracy", "mean_accuracy", "forgetting_max"
 
 def ship(name: str, folder: Path) -> None:
     """Accuracies as they are, and a row of pictures an experience."""
-    found, data = read_json(continual.KEPT / f"{name}.json"), load_digits("test")
+    found = read_json(continual.KEPT / f"{name}.json")
+    data = continual.LOADERS[found["tier"]]("test")
     classes = [each["classes"] for each in found["experiences"]]
     order = [label for own in classes for label in own]
     blank = torch.ones(EACH, *data.take(torch.tensor([0]))["image"].shape[1:])
@@ -35,7 +36,8 @@ def ship(name: str, folder: Path) -> None:
     for index in range(len(classes)):
         pipe = PrototypePipeline.from_pretrained(continual.WORK / name / f"experience-{index}")
         known = [label for label in order if label in pipe.source.learned]
-        made = replay(pipe.source, known, pipe.names, experience=index, config=pipe.source.config)
+        few = replace(pipe.source.config, images_per_class=EACH)
+        made = replay(pipe.source, known, pipe.names, experience=index, config=few)
         images = made.take(torch.arange(len(made)))["image"]
         own = {label: images[made.labels == label][:EACH] for label in known}
         rows.append(torch.cat([own.get(label, blank) for label in order]))
@@ -45,4 +47,4 @@ def ship(name: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    ship(sys.argv[1] if len(sys.argv) > 1 else "digits-gppdm-1", SHIPPED)
+    ship(sys.argv[1] if len(sys.argv) > 1 else "mnist5k-gppdm-1", SHIPPED)

@@ -700,6 +700,15 @@ class TestLearner:
         assert nearest_classes(judge, labelled, (2, 3), (0, 1)) == {2: 0, 3: 1}
         assert nearest_classes(judge, labelled, (2,), (1, 3)) == {2: 3}
 
+    def test_every_row_of_the_classifier_has_noise_of_its_own(self) -> None:
+        judge = Judge(size=8, width=8, classes=data().classes).eval()
+        values = data().take(torch.arange(8))
+        batch, again = (Batch(values, slice(0, 8), 8, (0, 0), torch.device("cpu")) for _ in range(2))
+        found = ClassifierMethod(judge, (0, 1, 2, 3), quick(classifier_noise=0.3)).loss(batch, 0)
+        sizes, noise = 0.3 * again.uniform().view(-1, 1, 1, 1), again.normal(*SHAPE)
+        wanted = torch.nn.functional.cross_entropy(judge(values["image"] + sizes * noise), values["label"])
+        torch.testing.assert_close(found.value, wanted)
+
     def test_the_old_classifier_softens_the_labels_of_what_is_replayed(self) -> None:
         new, old = (Judge(size=8, width=8, classes=data().classes).eval() for _ in range(2))
         values = {**data().take(torch.arange(8)), "replayed": torch.arange(8) % 4 < 2}
@@ -725,6 +734,7 @@ class TestLearner:
             ({"memory": "exemplars"}, "exemplars need bytes"),
             ({"classifier_batch": 0}, "at least 1"),
             ({"soft_labels": 1.5}, "a share"),
+            ({"classifier_noise": -0.1}, "not negative"),
             ({"channels": (0,)}, "multiples of 16"),
             ({"generator_learning_rate": -1.0}, "must be positive"),
         ],

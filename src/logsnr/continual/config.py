@@ -66,6 +66,9 @@ class ContinualConfig:
     """Scale of the old classifier's gradient in replay (DDGR's way)."""
     soft_labels: float = 0.0
     """Share of the old classifier's word in what the new one learns of images of the memory; the rest is the label."""
+    classifier_noise: float = 0.0
+    """Greatest deviation of the noise that is added to all that the classifier learns from, each row with its own:
+    generators leave faint noise behind, by which it would tell old classes from new ones."""
     classifier_epochs: int = 30
     classifier_learning_rate: float = 0.05
     classifier_batch: int = 64
@@ -92,7 +95,9 @@ class ContinualConfig:
         if not 0 <= self.soft_labels <= 1:
             raise InputError(f"soft_labels is {self.soft_labels}: it is a share, from 0 to 1")
         if not (0 <= self.label_dropout < 1 and 0 <= self.ema < 1) or min(self._weights()) < 0:
-            raise InputError("label_dropout and ema are shares below 1, and weights and guidance are not negative")
+            raise InputError(
+                "label_dropout and ema are shares below 1, and weights, guidance and noise are not negative"
+            )
         if self.redraws < 0 or self.sampling_rho < 0 or self.sampling_order not in (1, 2, 3, 4):
             raise InputError("redraws and sampling_rho must not be negative, and sampling_order be 1 to 4")
         if self.memory == "exemplars" and self.exemplar_bytes < 1:
@@ -108,7 +113,13 @@ class ContinualConfig:
         return bool(self.classifier_guidance or self.redraws)
 
     def _weights(self) -> tuple[float, ...]:
-        return (self.distill_weight, self.classifier_guidance, self.pull_weight, self.nearest_class_weight)
+        return (
+            self.distill_weight,
+            self.classifier_guidance,
+            self.pull_weight,
+            self.nearest_class_weight,
+            self.classifier_noise,
+        )
 
 
 _COUNTS = (

@@ -43,7 +43,10 @@ class ClassifierMethod:
         self.seen, self.previous = torch.tensor(list(seen)), torch.tensor(list(previous))
 
     def loss(self, batch: Batch, step: int) -> Loss:
-        logits = only(self.classifier(batch["image"]), self.seen)
+        images, noise = batch["image"], self.config.classifier_noise
+        if noise:
+            images = images + noise * batch.uniform().view(-1, 1, 1, 1) * batch.normal(*images.shape[1:])
+        logits = only(self.classifier(images), self.seen)
         right = (logits.argmax(1) == batch["label"]).float().mean()
         if self.old is None:
             return Loss(functional.cross_entropy(logits, batch["label"]), {"accuracy": right})
