@@ -37,7 +37,19 @@ from logsnr.data.stream import make_stream, split_classes
 KEPT, WORK = RESULTS / "continual", Path("runs") / "continual"
 TUNED = 100
 LOADERS = {"digits": load_digits, "digits-repeating": load_digits, "mnist5k": load_mnist5k, "fashion": load_fashion}
-ORDER = ("gppdm", "replay", "finetune", "joint", "er-state", "er-total", "cpdm-frozen", "cpdm-learned", "projection")
+ORDER = (
+    "gppdm-plus",
+    "replay",
+    "gppdm",
+    "replay-plus",
+    "finetune",
+    "joint",
+    "er-state",
+    "er-total",
+    "cpdm-frozen",
+    "cpdm-learned",
+    "projection",
+)
 TIERS: dict[str, dict[str, Any]] = {
     "digits": {"generator_steps": 600, "images_per_class": 64},
     "digits-repeating": {"generator_steps": 600, "images_per_class": 64},

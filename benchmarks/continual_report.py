@@ -17,6 +17,8 @@ from record import DOCS, RESULTS, headline, write_result, write_table
 from logsnr.core.config import read_json
 from logsnr.metrics.bounds import t_interval
 
+OURS, BESIDE = "gppdm-plus", {"gppdm": "replay", "gppdm-plus": "replay-plus"}
+"""What headlines are of; and pairs that differ by prototypes and projection alone, reported beside them."""
 REAL = ("fashion", "mnist5k", "digits")
 """Tiers that headlines can be of, the greatest first."""
 
@@ -37,18 +39,18 @@ def paired(runs: Sequence[dict[str, Any]], tier: str, first: str, second: str, f
 
 
 def headlines(runs: Sequence[dict[str, Any]], tier: str) -> list[dict[str, Any]]:
-    """Differences of ``gppdm`` to others on a tier, with paired t intervals, and the greatest drift of exact runs."""
+    """Differences of ours to others on a tier, with paired t intervals, and the greatest drift of exact runs."""
     found = []
     for name, figure, sign, goal in (
         ("accuracy_gain_over_replay_low", "final_accuracy", 1.0, 0.02),
         ("forgetting_gain_over_replay_low", "forgetting_max", -1.0, 0.0001),
     ):
-        gains = [sign * value for value in paired(runs, tier, "gppdm", "replay", figure)]
+        gains = [sign * value for value in paired(runs, tier, OURS, "replay", figure)]
         low, high = t_interval(torch.tensor(gains))
         found.append(headline(name, low, goal, ">=", (low, high)))
     for name, first, second, goal, sense in (
-        ("accuracy_gain_over_equal_bytes", "gppdm", "er-state", -1.0, ">="),
-        ("joint_gap", "joint", "gppdm", 0.05, "<="),
+        ("accuracy_gain_over_equal_bytes", OURS, "er-state", -1.0, ">="),
+        ("joint_gap", "joint", OURS, 0.05, "<="),
     ):
         if len(gains := paired(runs, tier, first, second, "final_accuracy")) > 1:
             found.append(headline(name, statistics.fmean(gains), goal, sense, t_interval(torch.tensor(gains))))
@@ -58,16 +60,23 @@ def headlines(runs: Sequence[dict[str, Any]], tier: str) -> list[dict[str, Any]]
 
 
 def report() -> None:
-    """Rows of all runs, and headlines of the greatest tier that has both ``gppdm`` and ``replay``."""
+    """Rows of all runs, and headlines of the greatest tier that has both ours and ``replay``."""
     runs = list(results())
-    told = [tier for tier in REAL if len(paired(runs, tier, "gppdm", "replay", "final_accuracy")) > 1]
+    told = [tier for tier in REAL if len(paired(runs, tier, OURS, "replay", "final_accuracy")) > 1]
     gains = {tier: paired(runs, tier, "replay", "finetune", "final_accuracy") for tier in TIERS}
     protocol = {
         "name": "continual",
         "headlines_of": told[0] if told else None,
+        "ours": OURS,
         "accuracy": "among all classes seen; task_il has those within the experience's own classes",
         "intervals": "95 %, t over seeds, paired",
         "exemplars": "no difference is taken to exemplars that hold all images",
+        "gain_of_prototypes_and_projection": {
+            tier: {
+                name: beside for name in BESIDE if (beside := paired(runs, tier, name, BESIDE[name], "final_accuracy"))
+            }
+            for tier in TIERS
+        },
         "replay_beats_finetune_on_every_seed": {tier: min(found) > 0 for tier, found in gains.items() if found},
     }
     write_result("continual", protocol, runs, headlines(runs, told[0]) if told else [])

@@ -48,7 +48,7 @@ def test_headlines_are_paired_by_seed(bench: Any, monkeypatch: pytest.MonkeyPatc
     script = importlib.import_module("continual_report")
 
     def write(name: str, protocol: dict[str, Any], rows: list[Any], found: list[Any]) -> None:
-        written.update(rows=rows, found=found)
+        written.update(rows=rows, found=found, protocol=protocol)
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "continual.json").write_text(json.dumps({"rows": rows}))
 
@@ -56,12 +56,13 @@ def test_headlines_are_paired_by_seed(bench: Any, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(script, "RESULTS", tmp_path / "out")
     monkeypatch.setattr(script, "write_table", lambda page, name, table: written.update({name: table}))
     for seed, gain in ((1, 0.03), (2, 0.05), (3, 0.04)):
-        kept(bench, "gppdm", seed, 0.6 + 0.1 * seed + gain, 0.2 - gain)
+        kept(bench, "gppdm-plus", seed, 0.6 + 0.1 * seed + gain, 0.2 - gain)
         kept(bench, "replay", seed, 0.6 + 0.1 * seed, 0.2)
         kept(bench, "joint", seed, 0.6 + 0.1 * seed + 2 * gain, 0.0)
     kept(bench, "gppdm, gradient", 1, 0.7, 0.3)
-    kept(bench, "gppdm", 4, 0.1, 0.9)
-    kept(bench, "gppdm", 100, 0.1, 0.9)
+    kept(bench, "gppdm-plus", 4, 0.1, 0.9)
+    kept(bench, "gppdm-plus", 100, 0.1, 0.9)
+    kept(bench, "gppdm", 3, 0.92, 0.1)
     script.report()
     found = {entry["name"]: entry for entry in written["found"]}
     gain = found["accuracy_gain_over_replay_low"]
@@ -71,7 +72,9 @@ def test_headlines_are_paired_by_seed(bench: Any, monkeypatch: pytest.MonkeyPatc
     assert found["joint_gap"]["value"] == pytest.approx(0.04)
     assert found["key_value_drift"]["value"] == pytest.approx(4e-7), "of every reported run, not of tuning"
     assert "accuracy_gain_over_equal_bytes" not in found
-    assert len(written["rows"]) == 11
+    assert len(written["rows"]) == 12
+    beside = written["protocol"]["gain_of_prototypes_and_projection"]["digits"]
+    assert beside == {"gppdm": pytest.approx([0.02])}, "each beside the same replay"
     titles, *lines = written["continual"]
     told = {line[1]: dict(zip(titles, line, strict=True)) for line in lines}
     assert told["replay"]["accuracy"] == "0.800 ± 0.100"

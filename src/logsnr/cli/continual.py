@@ -26,7 +26,8 @@ class RunStream(Console):
     benchmark: Literal["digits", "mnist5k", "fashion"] = "digits"
     """scikit-learn's digits at 8 pixels, 5,000 images of MNIST at 16, or Fashion-MNIST at 32."""
     strategy: str = "gppdm"
-    """finetune, joint, er-state, er-total, replay, replay-guided, cpdm-frozen, cpdm-learned, projection or gppdm."""
+    """finetune, joint, er-state, er-total, replay, replay-guided, replay-plus, cpdm-frozen, cpdm-learned, projection,
+    gppdm or gppdm-plus."""
     num_experiences: int = 5
     """Experiences of as many classes each."""
     order_seed: int = 0

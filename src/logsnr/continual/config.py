@@ -132,17 +132,21 @@ _COUNTS = (
     "token_width",
 )
 _PLAIN: dict[str, Any] = {"prototypes": "none", "projection": "none"}
+_PAPER: dict[str, Any] = {"prototypes": "learned", "projection": "update"}
+_PLUS: dict[str, Any] = {"guidance_scale": 1.0, "classifier_noise": 0.3}
 STRATEGIES: dict[str, dict[str, Any]] = {
     "finetune": {"memory": "none"},
     "joint": {"memory": "all"},
     "er-state": {"memory": "exemplars"},
     "er-total": {"memory": "exemplars"},
     "replay": _PLAIN,
+    "replay-plus": {**_PLAIN, **_PLUS},
     "replay-guided": {**_PLAIN, "classifier_guidance": 1.0},
     "cpdm-frozen": {"prototypes": "frozen", "projection": "none"},
     "cpdm-learned": {"prototypes": "learned", "projection": "none"},
     "projection": {"prototypes": "none", "projection": "update"},
-    "gppdm": {"prototypes": "learned", "projection": "update"},
+    "gppdm": _PAPER,
+    "gppdm-plus": {**_PAPER, **_PLUS},
     "paper-cifar100": {
         "prototypes": "frozen",
         "projection": "none",
@@ -167,9 +171,11 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 }
 """Options by the name of a strategy: no memory, all data, exemplars of equal bytes to a generator's state or to all of
 it, generative replay, guided by the classifier as in DDGR, with the released code's prototypes (2312.06710), with ones
-that learn, with projection alone, and with both. ``paper-cifar100`` has the constants of the released code for
-CIFAR-100 at 64 pixels, read there and not run by us, as far as options go: the classifier, one layer a block, the place
-of the attention, no warm-up, no map before keys and values, and a prototype that is dropped with its class are ours."""
+that learn, with projection alone, and with both. Those named plus replay without guidance, which keeps more kinds of
+each class, and hide from the classifier what is replayed; that is ours. ``paper-cifar100`` has the constants of the
+released code for CIFAR-100 at 64 pixels, read there and not run by us, as far as options go: the classifier, one layer
+a block, the place of the attention, no warm-up, no map before keys and values, and a prototype that is dropped with its
+class are ours."""
 
 
 def strategy(name: str, **changes: Any) -> ContinualConfig:
