@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import continual_report
 import hiding_report
 from record import DOCS, RESULTS, in_page
 
@@ -18,7 +19,7 @@ from logsnr.core.config import read_json
 Tables = Callable[[dict[str, Any]], dict[str, list[list[str]]]]
 
 
-@pytest.mark.parametrize(("page", "tables"), [("hiding", hiding_report.tables)])
+@pytest.mark.parametrize(("page", "tables"), [("hiding", hiding_report.tables), ("continual", continual_report.tables)])
 def test_a_page_has_the_tables_of_its_result(page: str, tables: Tables) -> None:
     text, found = (DOCS / f"{page}.md").read_text(), tables(read_json(RESULTS / f"{page}.json"))
     assert found
