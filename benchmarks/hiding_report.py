@@ -116,7 +116,7 @@ def cells_table(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 def arms_table(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """Means over cells and seeds: a line for each arm with the cells that it was run on, a column for each figure."""
+    """Means over seeds: a line for each arm and each cell that it was run on, a column for each figure."""
     arms = dict.fromkeys((row["arm"], tuple(row["targets"])) for row in rows)
     found = [["arm", "hides", *BRIEF]]
     for arm, targets in arms:

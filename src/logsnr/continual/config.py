@@ -67,8 +67,8 @@ class ContinualConfig:
     soft_labels: float = 0.0
     """Share of the old classifier's word in what the new one learns of images of the memory; the rest is the label."""
     classifier_noise: float = 0.0
-    """Greatest deviation of the noise that is added to all that the classifier learns from, each row with its own:
-    generators leave faint noise behind, by which it would tell old classes from new ones."""
+    """Greatest deviation of the noise that is added to all that the classifier learns from, each row with its own,
+    so that faint noise a generator may leave behind tells it nothing of old and new."""
     classifier_epochs: int = 30
     classifier_learning_rate: float = 0.05
     classifier_batch: int = 64
@@ -94,7 +94,7 @@ class ContinualConfig:
             raise InputError("learning rates must be positive, and prototype_size not negative")
         if not 0 <= self.soft_labels <= 1:
             raise InputError(f"soft_labels is {self.soft_labels}: it is a share, from 0 to 1")
-        if not (0 <= self.label_dropout < 1 and 0 <= self.ema < 1) or min(self._weights()) < 0:
+        if not (0 <= self.label_dropout < 1 and 0 <= self.ema < 1) or min(self._from_zero()) < 0:
             raise InputError(
                 "label_dropout and ema are shares below 1, and weights, guidance and noise are not negative"
             )
@@ -112,7 +112,7 @@ class ContinualConfig:
         """Whether replay is led by a classifier, or refused by it."""
         return bool(self.classifier_guidance or self.redraws)
 
-    def _weights(self) -> tuple[float, ...]:
+    def _from_zero(self) -> tuple[float, ...]:
         return (
             self.distill_weight,
             self.classifier_guidance,
@@ -171,9 +171,8 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 }
 """Options by the name of a strategy: no memory, all data, exemplars of equal bytes to a generator's state or to all of
 it, generative replay, guided by the classifier as in DDGR, with the released code's prototypes (2312.06710), with ones
-that learn, with projection alone, and with both. Those named plus replay without guidance, which keeps more kinds of
-each class, and hide from the classifier what is replayed; that is ours. ``paper-cifar100`` has the constants of the
-released code for CIFAR-100 at 64 pixels, read there and not run by us, as far as options go: the classifier, one layer
+that learn, with projection alone, and with both. Those named plus replay without guidance, and with noise for
+the classifier; that is ours, and not measured yet. ``paper-cifar100`` has the constants of the released code for CIFAR-100 at 64 pixels, read there and not run by us, as far as options go: the classifier, one layer
 a block, the place of the attention, no warm-up, no map before keys and values, and a prototype that is dropped with its
 class are ours."""
 
