@@ -172,9 +172,9 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 """Options by the name of a strategy: no memory, all data, exemplars of equal bytes to a generator's state or to all of
 it, generative replay, guided by the classifier as in DDGR, with the released code's prototypes (2312.06710), with ones
 that learn, with projection alone, and with both. Those named plus replay without guidance, and with noise for
-the classifier; that is ours, and not measured yet. ``paper-cifar100`` has the constants of the released code for CIFAR-100 at 64 pixels, read there and not run by us, as far as options go: the classifier, one layer
-a block, the place of the attention, no warm-up, no map before keys and values, and a prototype that is dropped with its
-class are ours."""
+the classifier; that is ours, and not measured yet. ``paper-cifar100`` has the constants of the released code for
+CIFAR-100 at 64 pixels, read there and not run by us, as far as options go: the classifier, one layer a block, the place
+of the attention, no warm-up, no map before keys and values, and a prototype that is dropped with its class are ours."""
 
 
 def strategy(name: str, **changes: Any) -> ContinualConfig:
