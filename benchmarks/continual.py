@@ -42,6 +42,7 @@ ORDER = (
     "replay",
     "gppdm",
     "replay-plus",
+    "replay-vae",
     "finetune",
     "joint",
     "er-state",

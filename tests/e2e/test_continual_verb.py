@@ -54,6 +54,17 @@ def test_a_run_is_sampled_inspected_and_compared(capsys: pytest.CaptureFixture[s
     assert (code, "has no generator" in err) == (2, True)
 
 
+def test_an_autoencoder_replays_too(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    run = [*RUN, "--strategy", "replay-vae", "--num-experiences", "2", "--out", str(tmp_path / "vae")]
+    assert set(result(capsys, *run)["experiences"][-1]["bytes"]) == {"classifier", "generator"}
+    last = ["continual", "sample", str(tmp_path / "vae" / "experience-1"), "--per-class", "2"]
+    assert result(capsys, *last, "--out", str(tmp_path / "drawn"))["images"] == 20
+    quality = ["continual", "compare", str(tmp_path / "vae"), "--replay-quality", "--per-class", "2"]
+    assert (
+        len(result(capsys, *quality, "--out", str(tmp_path / "seen"))["replays"]["runs"][str(tmp_path / "vae")]) == 15
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "match"),
     [

@@ -15,13 +15,13 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
 from logsnr.continual.config import STRATEGIES, ContinualConfig, strategy
-from logsnr.continual.generator import PATCHES, ReplayGenerator
+from logsnr.continual.generator import PATCHES, ByClassifier, ReplayGenerator
 from logsnr.continual.learner import Learner
 from logsnr.continual.method import ClassifierMethod, GeneratorMethod
 from logsnr.continual.pipeline import PrototypePipeline
 from logsnr.continual.prototypes import PrototypeBank, starts_of
 from logsnr.continual.quality import _replayed
-from logsnr.continual.replay import ByClassifier, Mixed, ReplayBank, exemplars, nearest_classes, replay
+from logsnr.continual.replay import Mixed, ReplayBank, exemplars, nearest_classes, replay
 from logsnr.continual.representations import attention_inputs, kept_energy
 from logsnr.core.artifact import load_tensors
 from logsnr.core.errors import InputError, MissingError

@@ -26,8 +26,8 @@ class RunStream(Console):
     benchmark: Literal["digits", "mnist5k", "fashion"] = "digits"
     """scikit-learn's digits at 8 pixels, 5,000 images of MNIST at 16, or Fashion-MNIST at 32."""
     strategy: str = "gppdm"
-    """finetune, joint, er-state, er-total, replay, replay-guided, replay-plus, cpdm-frozen, cpdm-learned, projection,
-    gppdm or gppdm-plus."""
+    """finetune, joint, er-state, er-total, replay, replay-vae, replay-guided, replay-plus, cpdm-frozen, cpdm-learned,
+    projection, gppdm or gppdm-plus."""
     num_experiences: int = 5
     """Experiences of as many classes each."""
     order_seed: int = 0
@@ -158,21 +158,19 @@ class SampleClasses(Console):
     """Folder of grid.png and images.safetensors."""
 
     def run(self) -> int:
-        from logsnr.continual.generator import check_learned
-        from logsnr.continual.pipeline import PrototypePipeline
-        from logsnr.continual.replay import replay
+        from logsnr.continual.replay import check_learned, replay
+        from logsnr.continual.sources import open_source
         from logsnr.train.preview import image_grid, save_picture
 
         check_writable(self.out)
-        pipe = PrototypePipeline.from_pretrained(self.run_folder)
-        source = pipe.source
+        source, told, names = open_source(self.run_folder)
         classes = self.classes or sorted(source.learned)
         check_learned(source, classes)
         if self.per_class < 1:
             raise InputError("per_class must be at least 1")
         chosen = {"images_per_class": self.per_class, "sampling_steps": self.sampling_steps, "seed": self.seed}
-        config = replace(source.config, **chosen, guidance_scale=self.guidance_scale)
-        made = replay(source, classes, pipe.names, experience=0, config=config)
+        config = replace(told, **chosen, guidance_scale=self.guidance_scale)
+        made = replay(source, classes, names, experience=0, config=config)
         images = made.take(_all(len(made)))["image"]
         grid = save_picture(image_grid(images, columns=self.per_class), self.out / "grid.png")
         made.save(self.out / "images.safetensors")
@@ -251,6 +249,7 @@ class Compare(Console):
     def _replays(self, found: dict[Path, Any]) -> dict[str, Any]:
         """What each run's generators replay, and the judge's own accuracy."""
         from logsnr.continual.quality import ReplayQuality, judge_of_all
+        from logsnr.continual.sources import holds_source
         from logsnr.core.artifact import write_json
         from logsnr.core.config import from_dict, read_json
         from logsnr.evaluation.plots import plot_replays
@@ -261,7 +260,7 @@ class Compare(Console):
             raise InputError(f"these runs learned {' and '.join(sorted(benchmarks))}: compare replay on one data set")
         if self.per_class < 2:
             raise InputError("per_class must be at least 2")
-        if without := [folder for folder in found if not (folder / "experience-0" / "unet").is_dir()]:
+        if without := [folder for folder in found if not holds_source(folder / "experience-0")]:
             raise MissingError(f"{without[0]} has no generator: compare replay of runs that replay")
         check_writable(self.out)
         train, test = _data(benchmarks.pop())

@@ -17,6 +17,8 @@ class ContinualConfig:
 
     memory: Literal["none", "all", "exemplars", "generator"] = "generator"
     """What an experience has of those before it: nothing, all their images, a few of them, or a generator."""
+    generator: Literal["diffusion", "vae"] = "diffusion"
+    """What replays: a diffusion model, or an autoencoder that is told the class, the older generation."""
     exemplar_bytes: int = 0
     """exemplars: how much the kept images may weigh, as bytes of grey or colour values."""
     prototypes: Mode = "learned"
@@ -102,6 +104,14 @@ class ContinualConfig:
             raise InputError("redraws and sampling_rho must not be negative, and sampling_order be 1 to 4")
         if self.memory == "exemplars" and self.exemplar_bytes < 1:
             raise InputError("exemplars need bytes: say how many in exemplar_bytes")
+        if self.generator == "vae" and (self.prototypes, self.projection) != ("none", "none"):
+            raise InputError(
+                "an autoencoder has no prototypes and nothing to project: set prototypes and projection to none"
+            )
+        if self.generator == "vae" and (self.classifier_guidance or self.distill_weight or self.nearest_class_weight):
+            raise InputError(
+                "an autoencoder is not guided or distilled: set those weights to 0, or generator=diffusion"
+            )
         if self.lone_token and self.conditioning != "concat":
             raise InputError("with a lone token prototypes have none: say conditioning concat")
         if any(width < 16 or width % 16 for width in self.channels) or not self.channels:
@@ -141,6 +151,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "er-total": {"memory": "exemplars"},
     "replay": _PLAIN,
     "replay-plus": {**_PLAIN, **_PLUS},
+    "replay-vae": {**_PLAIN, "generator": "vae"},
     "replay-guided": {**_PLAIN, "classifier_guidance": 1.0},
     "cpdm-frozen": {"prototypes": "frozen", "projection": "none"},
     "cpdm-learned": {"prototypes": "learned", "projection": "none"},
@@ -170,11 +181,12 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     },
 }
 """Options by the name of a strategy: no memory, all data, exemplars of equal bytes to a generator's state or to all of
-it, generative replay, guided by the classifier as in DDGR, with the released code's prototypes (2312.06710), with ones
-that learn, with projection alone, and with both. Those named plus replay without guidance, and with noise for
-the classifier; that is ours, and not measured yet. ``paper-cifar100`` has the constants of the released code for
-CIFAR-100 at 64 pixels, read there and not run by us, as far as options go: the classifier, one layer a block, the place
-of the attention, no warm-up, no map before keys and values, and a prototype that is dropped with its class are ours."""
+it, generative replay, the same by an autoencoder, guided by the classifier as in DDGR, with the released code's
+prototypes (2312.06710), with ones that learn, with projection alone, and with both. Those named plus replay without
+guidance, and with noise for the classifier; that is ours, and not measured yet. ``paper-cifar100`` has the constants of
+the released code for CIFAR-100 at 64 pixels, read there and not run by us, as far as options go: the classifier, one
+layer a block, the place of the attention, no warm-up, no map before keys and values, and a prototype that is dropped
+with its class are ours."""
 
 
 def strategy(name: str, **changes: Any) -> ContinualConfig:

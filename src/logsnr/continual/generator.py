@@ -18,11 +18,16 @@ from torch.nn import functional
 
 from logsnr.continual.config import ContinualConfig
 from logsnr.continual.prototypes import PrototypeBank
-from logsnr.core.errors import InputError
 from logsnr.core.random import generator
+from logsnr.core.types import Level, Prediction
+from logsnr.metrics.judge import Judge, only
 from logsnr.models.denoiser import Conditioning, NetworkDenoiser, Tree
+from logsnr.schedules.grids import GRIDS
 from logsnr.schedules.schedule import Schedule
 from logsnr.schedules.scheduler_config import from_scheduler_config, kind_of, timestep_of
+from logsnr.solvers.exponential import Exponential
+from logsnr.solvers.noise import start_noise
+from logsnr.solvers.sample import sample_steps
 
 PATCHES = 4
 """Prototype tokens: the quarters of the image."""
@@ -105,16 +110,42 @@ class ReplayGenerator(nn.Module):
         """Classes (n,) with what guidance leads away from."""
         return Conditioning(self.condition(labels), self.condition(labels, torch.ones_like(labels, dtype=torch.bool)))
 
+    @torch.no_grad()
+    def draw(
+        self, labels: Tensor, seeds: Sequence[int], config: ContinualConfig, guide: tuple[Judge, Tensor] | None = None
+    ) -> Tensor:
+        """Images (n, *shape) of labels (n,), one a seed, by the solver told; a classifier of classes may guide."""
+        denoiser = self.denoiser(config.guidance_scale)
+        grid = GRIDS[config.sampling_grid](self.schedule, config.sampling_steps)
+        solver = Exponential(config.sampling_order, config.sampling_rho)
+        guided = ByClassifier(denoiser, *guide, labels, config.classifier_guidance) if guide else denoiser
+        x = start_noise(seeds, self.shape, grid[0])
+        self.eval()
+        for made in sample_steps(guided, x, grid, solver, cond=self.conditioning(labels), seeds=seeds):
+            x = made
+        return x
 
-def check_learned(source: ReplayGenerator, classes: Sequence[int]) -> None:
-    """Refuse classes that a generator cannot draw.
 
-    Raises:
-        InputError: it was not trained in an experience of theirs.
+class ByClassifier:
+    """A denoiser whose clean estimate is moved up a classifier's log-probability of the class (DDGR's guidance).
+
+    Only the probabilities of the classes that it has learned count.
     """
-    if unknown := [label for label in classes if label not in source.learned]:
-        known = ", ".join(map(str, sorted(source.learned))) or "none yet"
-        raise InputError(f"the generator has not learned class {unknown[0]}: it has learned {known}")
+
+    def __init__(self, inner: NetworkDenoiser, classifier: Judge, learned: Tensor, labels: Tensor, scale: float):
+        self.inner, self.classifier, self.learned = inner, classifier, learned
+        self.labels, self.scale = labels, scale
+
+    def __call__(self, xt: Tensor, level: Level, cond: Conditioning | None = None) -> Prediction:
+        found = self.inner(xt, level, cond)
+        if not self.scale:
+            return found
+        with torch.enable_grad():
+            clean = found.x0.detach().clamp(-1, 1).requires_grad_()
+            logs = only(self.classifier(clean), self.learned).log_softmax(1)[torch.arange(len(xt)), self.labels]
+            slope = torch.autograd.grad(logs.sum(), clean)[0]
+        x0 = found.x0 + self.scale * min(level.sigma**2 / level.alpha**2, 1.0) * slope
+        return Prediction(x0, (xt - level.alpha * x0) / level.sigma)
 
 
 def build_unet(config: ContinualConfig, shape: Sequence[int]) -> UNet2DConditionModel:

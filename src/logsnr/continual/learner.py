@@ -26,6 +26,7 @@ from logsnr.continual.config import ContinualConfig
 from logsnr.continual.method import ClassifierMethod
 from logsnr.continual.replay import Mixed, ReplayBank, exemplars, seen_before
 from logsnr.continual.replayer import Replayer, fitted
+from logsnr.continual.sources import replayer_of
 from logsnr.core.artifact import staged, write_json
 from logsnr.core.config import from_dict, read_json, to_dict
 from logsnr.core.errors import InputError
@@ -62,7 +63,7 @@ class Learner:
         self._check_data()
         torch.manual_seed(config.seed)
         self.classifier = Judge(channels=self.shape[0], size=self.shape[1], width=16, classes=self.names)
-        self.replayer = Replayer(config, self.shape, self.names) if config.memory == "generator" else None
+        self.replayer = replayer_of(config, self.shape, self.names) if config.memory == "generator" else None
         if self.replayer and config.lone_token and config.projection != "none" and config.projected != "values":
             warnings.warn(
                 "a lone token gives keys and queries no gradient, so projecting them does nothing: project values",
@@ -114,7 +115,7 @@ class Learner:
         seconds = dict(zip(("replay", "classifier", "generator"), spent, strict=True))
         self._measure(experience)
         record: dict[str, Any] = {"experience": experience.index, "classes": list(experience.classes)}
-        if self.replayer and self.config.projection != "none" and experience.previous:
+        if isinstance(self.replayer, Replayer) and self.config.projection != "none" and experience.previous:
             record["key_value_drift"] = self.replayer.drift(experience.previous)
         if old and old.accepted is not None:
             record["accepted"] = old.accepted
@@ -170,9 +171,7 @@ class Learner:
         so_far = sum(len(each.train) for each in self.stream[: experience.index + 1]) * math.prod(self.shape)
         carried = {"classifier": _bytes(self.classifier.state_dict())}
         if self.replayer:
-            carried["generator"] = _bytes(self.replayer.generator.unet.state_dict())
-            carried["prototypes"] = _bytes(self.replayer.prototypes.tensors())
-            carried["projection"] = _bytes(self.replayer.memory.state()) if self.config.projection != "none" else 0
+            carried |= {name: _bytes(tensors) for name, tensors in self.replayer.carried().items()}
         elif self.config.memory != "none":
             carried["images"] = so_far if self.config.memory == "all" else min(so_far, self.config.exemplar_bytes)
         transient = {"replay": old.num_bytes} if old and self.replayer else {}

@@ -13,8 +13,9 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 
 from logsnr.continual.config import ContinualConfig
-from logsnr.continual.generator import ReplayGenerator, check_learned
+from logsnr.continual.generator import ReplayGenerator
 from logsnr.continual.prototypes import PrototypeBank, settings
+from logsnr.continual.replay import check_learned
 from logsnr.core.artifact import load_tensors, save_tensors, write_json
 from logsnr.core.config import from_dict, read_json, to_dict
 from logsnr.core.errors import InputError, MissingError

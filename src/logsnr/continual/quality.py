@@ -11,8 +11,8 @@ from torch import Tensor
 
 from logsnr.continual.config import ContinualConfig, strategy
 from logsnr.continual.learner import Learner
-from logsnr.continual.pipeline import PrototypePipeline
 from logsnr.continual.replay import ReplayBank, replay
+from logsnr.continual.sources import open_source
 from logsnr.core.config import read_json
 from logsnr.core.steps import finish
 from logsnr.data.labelled import LabelledData
@@ -79,11 +79,11 @@ class ReplayQuality:
 
 def _replayed(folder: Path, experience: int, per_class: int) -> ReplayBank:
     """What an experience would replay by the generator in the folder, led by its classifier if the run's replay is."""
-    pipe = PrototypePipeline.from_pretrained(folder)
-    config = replace(pipe.source.config, images_per_class=per_class)
+    source, told, names = open_source(folder)
+    config = replace(told, images_per_class=per_class)
     judge = Judge.from_pretrained(folder / "classifier").eval() if config.asks_classifier else None
     options: dict[str, Any] = {"experience": experience, "config": config, "classifier": judge}
-    return replay(pipe.source, sorted(pipe.source.learned), pipe.names, **options)
+    return replay(source, sorted(source.learned), names, **options)
 
 
 def _of(data: LabelledData, label: int) -> Tensor:

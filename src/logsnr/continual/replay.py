@@ -5,24 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from logsnr.continual.config import ContinualConfig
-from logsnr.continual.generator import ReplayGenerator, check_learned
 from logsnr.core.artifact import load_tensors, save_tensors
 from logsnr.core.errors import InputError
 from logsnr.core.random import generator
-from logsnr.core.types import Level, Prediction
 from logsnr.data.labelled import Labelled, LabelledData, from_bytes, take_all, to_bytes
 from logsnr.metrics.judge import Judge, judge_images, only
-from logsnr.models.denoiser import Conditioning, NetworkDenoiser
-from logsnr.schedules.grids import GRIDS
-from logsnr.solvers.exponential import Exponential
-from logsnr.solvers.noise import start_noise
-from logsnr.solvers.sample import sample_steps
 from logsnr.train.method import Dataset
 
 
@@ -53,8 +47,24 @@ class ReplayBank(Labelled):
         return cls(tensors["images"], tensors["labels"], classes, accepted)
 
 
+class Source(Protocol):
+    """What can replay: images (channels, size, size) of the classes that it has ``learned``."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def learned(self) -> set[int]: ...
+
+    def draw(
+        self, labels: Tensor, seeds: Sequence[int], config: ContinualConfig, guide: tuple[Judge, Tensor] | None = None
+    ) -> Tensor:
+        """Images (n, *shape) in [-1, 1] of classes (n,), each by its own seed; a judge of classes may guide."""
+        ...
+
+
 def replay(
-    source: ReplayGenerator,
+    source: Source,
     classes: Sequence[int],
     names: tuple[str, ...],
     *,
@@ -81,7 +91,7 @@ def replay(
         again = (attempt,) if attempt else ()
         seeds = [_seed(config.seed, experience, *keys[row], *again) for row in rows.tolist()]
         cuts = [slice(first, first + batch_size) for first in range(0, len(rows), batch_size)]
-        parts = [draw(source, labels[rows[cut]], seeds[cut], config, guide) for cut in cuts]
+        parts = [source.draw(labels[rows[cut]], seeds[cut], config, guide) for cut in cuts]
         return to_bytes(torch.cat(parts) if parts else torch.zeros(0, *source.shape))
 
     images, accepted = drawn(torch.arange(len(labels))), None
@@ -92,6 +102,17 @@ def replay(
     return ReplayBank(images, labels, names, accepted)
 
 
+def check_learned(source: Source, classes: Sequence[int]) -> None:
+    """Refuse classes that a generator cannot draw.
+
+    Raises:
+        InputError: it was not trained in an experience of theirs.
+    """
+    if unknown := [label for label in classes if label not in source.learned]:
+        known = ", ".join(map(str, sorted(source.learned))) or "none yet"
+        raise InputError(f"the generator has not learned class {unknown[0]}: it has learned {known}")
+
+
 def _misread(classifier: Judge, images: Tensor, labels: Tensor, learned: Tensor) -> Tensor:
     """The rows that a classifier takes for another of the classes that it has learned."""
     return (only(judge_images(classifier, from_bytes(images))[1], learned).argmax(1) != labels).nonzero()[:, 0]
@@ -100,49 +121,6 @@ def _misread(classifier: Judge, images: Tensor, labels: Tensor, learned: Tensor)
 def _seed(seed: int, experience: int, *place: int) -> int:
     """That of an image: by its class, its number, and how often it was drawn before."""
     return generator(seed, "replay", experience, *place).initial_seed()
-
-
-@torch.no_grad()
-def draw(
-    source: ReplayGenerator,
-    labels: Tensor,
-    seeds: Sequence[int],
-    config: ContinualConfig,
-    guide: tuple[Judge, Tensor] | None = None,
-) -> Tensor:
-    """Images (n, channels, size, size) of labels (n,), one a seed, by the solver told; a classifier may guide."""
-    denoiser = source.denoiser(config.guidance_scale)
-    grid = GRIDS[config.sampling_grid](source.schedule, config.sampling_steps)
-    solver = Exponential(config.sampling_order, config.sampling_rho)
-    guided = ByClassifier(denoiser, *guide, labels, config.classifier_guidance) if guide else denoiser
-    x = start_noise(seeds, source.shape, grid[0])
-    source.eval()
-    steps = sample_steps(guided, x, grid, solver, cond=source.conditioning(labels), seeds=seeds)
-    for made in steps:
-        x = made
-    return x
-
-
-class ByClassifier:
-    """A denoiser whose clean estimate is moved up a classifier's log-probability of the class (DDGR's guidance).
-
-    Only the probabilities of the classes that it has learned count.
-    """
-
-    def __init__(self, inner: NetworkDenoiser, classifier: Judge, learned: Tensor, labels: Tensor, scale: float):
-        self.inner, self.classifier, self.learned = inner, classifier, learned
-        self.labels, self.scale = labels, scale
-
-    def __call__(self, xt: Tensor, level: Level, cond: Conditioning | None = None) -> Prediction:
-        found = self.inner(xt, level, cond)
-        if not self.scale:
-            return found
-        with torch.enable_grad():
-            clean = found.x0.detach().clamp(-1, 1).requires_grad_()
-            logs = only(self.classifier(clean), self.learned).log_softmax(1)[torch.arange(len(xt)), self.labels]
-            slope = torch.autograd.grad(logs.sum(), clean)[0]
-        x0 = found.x0 + self.scale * min(level.sigma**2 / level.alpha**2, 1.0) * slope
-        return Prediction(x0, (xt - level.alpha * x0) / level.sigma)
 
 
 class Mixed:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from torch import Tensor
 
 from logsnr.continual.config import ContinualConfig
 from logsnr.continual.generator import ReplayGenerator
@@ -102,14 +103,18 @@ class Replayer:
         Raises:
             InputError: the generator has not learned a class, or a classifier is to be asked and none is given.
         """
-        if self.config.asks_classifier and classifier is None:
-            raise InputError("classifier_guidance and redraws ask a classifier: give one, or set them to 0")
-        judge = classifier.eval() if classifier else None
+        judge = asked(self.config, classifier)
         return replay(self.generator, classes, self.names, experience=index, config=self.config, classifier=judge)
 
     def drift(self, classes: Sequence[int]) -> float:
         """How far keys and values say something else of classes than when they came, as a share."""
         return self.memory.drift(self.generator.old_tokens(classes), self.generator.key_values())
+
+    def carried(self) -> dict[str, dict[str, Tensor]]:
+        """What the next experience has to load."""
+        kept = self.memory.state() if self.config.projection != "none" else {}
+        unet = self.generator.unet.state_dict()
+        return {"generator": unet, "prototypes": self.prototypes.tensors(), "projection": kept}
 
     def save(self, folder: Path) -> None:
         """As a pipeline of diffusers, with what the projection keeps."""
@@ -122,6 +127,17 @@ class Replayer:
         self.prototypes.load(load_tensors(folder / PROTOTYPES))
         self.generator.learned = learned
         self.memory.load_state(load_tensors(folder / _PROJECTION))
+
+
+def asked(config: ContinualConfig, classifier: Judge | None) -> Judge | None:
+    """The classifier that may be asked in replay.
+
+    Raises:
+        InputError: it has to be, and is none.
+    """
+    if config.asks_classifier and classifier is None:
+        raise InputError("classifier_guidance and redraws ask a classifier: give one, or set them to 0")
+    return classifier.eval() if classifier else None
 
 
 def fitted(
