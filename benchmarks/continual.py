@@ -5,10 +5,11 @@
     python benchmarks/continual.py look --strategies gppdm --options '{...}'
 
 Tiers are digits, mnist5k and fashion, and digits-repeating, whose ten experiences show each class twice, half of its
-images a time. Strategies share networks, steps, replays and seeds. ``er-state`` keeps as many
-bytes of images as the prototypes and the projection of ``gppdm`` weigh in the run of the same seed, ``er-total`` its
-generator's too, so that comes first. ``look`` tries options on seed 100 and its validation images, and keeps nothing;
-what is run is kept in results/continual/, and continual_report.py puts it together.
+images a time. Strategies share networks, steps, replays and seeds; only those named plus replay four times as many
+images. ``er-state`` keeps as many bytes of images as the prototypes and the projection of ``gppdm`` weigh in the run of
+the same seed, ``er-total`` its generator's too, so that comes first. ``look`` tries options on seed 100 and its
+validation images, and keeps nothing; what is run is kept in results/continual/, and continual_report.py puts it
+together.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ TIERS: dict[str, dict[str, Any]] = {
         "generator_learning_rate": 1e-3,
     },
 }
-
+MORE = 4
+"""How many times as many replays the strategies named plus have."""
 
 ABLATIONS: dict[str, dict[str, Any]] = {
     "no projection": {"projection": "none"},
@@ -98,7 +100,10 @@ def config_of(tier: str, name: str, seed: int, changes: dict[str, Any]) -> Conti
         carried = json.loads(ours.read_text())["experiences"][-1]["bytes"]
         parts = ("prototypes", "projection", *(("generator",) if name == "er-total" else ()))
         extra = {"exemplar_bytes": sum(carried[part] for part in parts)}
-    return replace(strategy(name, **extra), **{**TIERS[tier], "seed": seed, **changes})
+    options = dict(TIERS[tier])
+    if name.endswith("-plus"):
+        options["images_per_class"] *= MORE
+    return replace(strategy(name, **extra), **{**options, "seed": seed, **changes})
 
 
 def classes_of(tier: str, seed: int) -> list[tuple[int, ...]]:

@@ -43,6 +43,16 @@ def test_exemplars_weigh_what_ours_does(bench: Any) -> None:
     assert bench.config_of("digits", "gppdm", 7, {"sampling_steps": 5}).sampling_steps == 5
 
 
+def test_strategies_share_all_but_what_is_told(bench: Any) -> None:
+    ours, plain = (vars(bench.config_of("mnist5k", name, 1, {})) for name in ("gppdm-plus", "replay"))
+    differ = {name for name, value in ours.items() if value != plain[name]}
+    told = {"guidance_scale", "classifier_noise", "soft_labels", "images_per_class"}
+    assert differ == told | {"prototypes", "projection"}
+    assert ours["images_per_class"] == 4 * plain["images_per_class"] == 400
+    beside = vars(bench.config_of("mnist5k", "replay-plus", 1, {}))
+    assert {name for name, value in ours.items() if value != beside[name]} == {"prototypes", "projection"}
+
+
 def test_headlines_are_paired_by_seed(bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     written: dict[str, Any] = {}
     script = importlib.import_module("continual_report")

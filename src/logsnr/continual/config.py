@@ -143,7 +143,7 @@ _COUNTS = (
 )
 _PLAIN: dict[str, Any] = {"prototypes": "none", "projection": "none"}
 _PAPER: dict[str, Any] = {"prototypes": "learned", "projection": "update"}
-_PLUS: dict[str, Any] = {"guidance_scale": 1.0, "classifier_noise": 0.3}
+_PLUS: dict[str, Any] = {"guidance_scale": 1.0, "images_per_class": 256, "classifier_noise": 0.3, "soft_labels": 1.0}
 STRATEGIES: dict[str, dict[str, Any]] = {
     "finetune": {"memory": "none"},
     "joint": {"memory": "all"},
@@ -182,11 +182,11 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 }
 """Options by the name of a strategy: no memory, all data, exemplars of equal bytes to a generator's state or to all of
 it, generative replay, the same by an autoencoder, guided by the classifier as in DDGR, with the released code's
-prototypes (2312.06710), with ones that learn, with projection alone, and with both. Those named plus replay without
-guidance, and with noise for the classifier; that is ours, and not measured yet. ``paper-cifar100`` has the constants of
-the released code for CIFAR-100 at 64 pixels, read there and not run by us, as far as options go: the classifier, one
-layer a block, the place of the attention, no warm-up, no map before keys and values, and a prototype that is dropped
-with its class are ours."""
+prototypes (2312.06710), with ones that learn, with projection alone, and with both. Those named plus are ours: they
+replay without guidance and four times as many images, whose labels are the old classifier's word, and the classifier
+learns from noisy images. ``paper-cifar100`` has the constants of the released code for CIFAR-100 at 64 pixels, read
+there and not run by us, as far as options go: the classifier, one layer a block, the place of the attention, no warm-
+up, no map before keys and values, and a prototype that is dropped with its class are ours."""
 
 
 def strategy(name: str, **changes: Any) -> ContinualConfig:
