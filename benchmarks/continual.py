@@ -6,10 +6,10 @@
 
 Tiers are digits, mnist5k and fashion, and digits-repeating, whose ten experiences show each class twice, half of its
 images a time. Strategies share networks, steps, replays and seeds; only those named plus replay four times as many
-images. ``er-state`` keeps as many bytes of images as the prototypes and the projection of ``gppdm`` weigh in the run of
-the same seed, ``er-total`` its generator's too, so that comes first. ``look`` tries options on seed 100 and its
-validation images, and keeps nothing; what is run is kept in results/continual/, and continual_report.py puts it
-together.
+images. ``er-state`` keeps as many bytes of images as the prototypes and the projection of ``gppdm`` or ``gppdm-plus``
+weigh in the run of the same seed, ``er-total`` its generator's too, so that comes first. ``look`` tries options on seed
+100 and its validation images, and keeps nothing; what is run is kept in results/continual/, and continual_report.py
+puts it together.
 """
 
 from __future__ import annotations
@@ -91,13 +91,13 @@ def place_of(tier: str, name: str, seed: int) -> Path:
 
 
 def config_of(tier: str, name: str, seed: int, changes: dict[str, Any]) -> ContinualConfig:
-    """A strategy on a tier; exemplars weigh what the run of ``gppdm`` with this seed does."""
+    """A strategy on a tier; exemplars weigh what a run of ours with this seed does."""
     extra: dict[str, Any] = {}
     if name.startswith("er-"):
-        ours = place_of(tier, "gppdm", seed)
-        if not ours.exists():
-            raise InputError(f"{name} needs the bytes of gppdm with seed {seed}: run that first")
-        carried = json.loads(ours.read_text())["experiences"][-1]["bytes"]
+        ours = [place for each in ("gppdm", "gppdm-plus") if (place := place_of(tier, each, seed)).exists()]
+        if not ours:
+            raise InputError(f"{name} needs the bytes of gppdm or gppdm-plus with seed {seed}: run that first")
+        carried = json.loads(ours[0].read_text())["experiences"][-1]["bytes"]
         parts = ("prototypes", "projection", *(("generator",) if name == "er-total" else ()))
         extra = {"exemplar_bytes": sum(carried[part] for part in parts)}
     options = dict(TIERS[tier])

@@ -40,6 +40,8 @@ def test_exemplars_weigh_what_ours_does(bench: Any) -> None:
     kept(bench, "gppdm", 1, 0.9, 0.1)
     assert bench.config_of("digits", "er-state", 1, {}).exemplar_bytes == 1000
     assert bench.config_of("digits", "er-total", 1, {}).exemplar_bytes == 10_000
+    kept(bench, "gppdm-plus", 2, 0.9, 0.1)
+    assert bench.config_of("digits", "er-state", 2, {}).exemplar_bytes == 1000
     assert bench.config_of("digits", "gppdm", 7, {"sampling_steps": 5}).sampling_steps == 5
 
 
