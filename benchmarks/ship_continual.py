@@ -1,6 +1,6 @@
 """Keep what the demo shows of a run of continual.py: its accuracies, and what its generators replay.
 
-python benchmarks/ship_continual.py [mnist5k-gppdm-1] writes src/logsnr/continual/shipped/ from the run's result in
+python benchmarks/ship_continual.py [mnist5k-gppdm-plus-1] writes src/logsnr/continual/shipped/ from the run's result in
 results/continual/ and its folder in runs/continual/.
 """
 
@@ -14,8 +14,8 @@ import continual
 import torch
 
 from logsnr.cli.showcase_continual import SHIPPED
-from logsnr.continual.pipeline import PrototypePipeline
 from logsnr.continual.replay import replay
+from logsnr.continual.sources import open_source
 from logsnr.core.artifact import staged, write_json
 from logsnr.core.config import read_json
 from logsnr.train.preview import image_grid, save_picture
@@ -34,10 +34,9 @@ def ship(name: str, folder: Path) -> None:
     blank = torch.ones(EACH, *data.take(torch.tensor([0]))["image"].shape[1:])
     rows = [torch.cat([data.take((data.labels == label).nonzero()[:EACH, 0])["image"] for label in order])]
     for index in range(len(classes)):
-        pipe = PrototypePipeline.from_pretrained(continual.WORK / name / f"experience-{index}")
-        known = [label for label in order if label in pipe.source.learned]
-        few = replace(pipe.source.config, images_per_class=EACH)
-        made = replay(pipe.source, known, pipe.names, experience=index, config=few)
+        source, told, names = open_source(continual.WORK / name / f"experience-{index}")
+        known = [label for label in order if label in source.learned]
+        made = replay(source, known, names, experience=index, config=replace(told, images_per_class=EACH))
         images = made.take(torch.arange(len(made)))["image"]
         own = {label: images[made.labels == label][:EACH] for label in known}
         rows.append(torch.cat([own.get(label, blank) for label in order]))
@@ -47,4 +46,4 @@ def ship(name: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    ship(sys.argv[1] if len(sys.argv) > 1 else "mnist5k-gppdm-1", SHIPPED)
+    ship(sys.argv[1] if len(sys.argv) > 1 else "mnist5k-gppdm-plus-1", SHIPPED)

@@ -35,9 +35,9 @@ def kept_on(pipe: Pipeline, world: World, folder: Path = SHIPPED) -> Part:
     drifts = {name: drift(pipe, world, name == "with the projection") for name in ("without", "with the projection")}
     final, fell = found["final_accuracy"], found["forgetting_max"]
     summary = (
-        f"{found['benchmark']}, {len(found['accuracy_matrix'])} experiences of two classes: {final:.0%} of all classes "
-        f"are told apart in the end, forgetting {fell:.0%} (one seed). Here, {_STEPS} steps on new prompts move what "
-        f"keys and values say of old ones by {drifts['without']:.0e}, with the projection by "
+        f"{found['strategy']} on {found['benchmark']}, {len(found['accuracy_matrix'])} experiences of two classes: "
+        f"{final:.0%} of all images are read right in the end, forgetting {fell:.0%} (one seed). Here, {_STEPS} steps "
+        f"on new prompts move what keys and values say of old ones by {drifts['without']:.0e}, with the projection by "
         f"{drifts['with the projection']:.0e}"
     )
     rows = [("after experience", "its classes", "accuracy on each so far, among all classes seen")]
