@@ -5,11 +5,11 @@
     python benchmarks/continual.py look --strategies gppdm --options '{...}'
 
 Tiers are digits, mnist5k and fashion, and digits-repeating, whose ten experiences show each class twice, half of its
-images a time. Strategies share networks, steps, replays and seeds; only those named plus replay four times as many
-images. ``er-state`` keeps as many bytes of images as the prototypes and the projection of ``gppdm`` or ``gppdm-plus``
-weigh in the run of the same seed, ``er-total`` its generator's too, so that comes first. ``look`` tries options on seed
-100 and its validation images, and keeps nothing; what is run is kept in results/continual/, and continual_report.py
-puts it together.
+images a time. Strategies share networks, steps, replays and seeds, but for the network of ``replay-vae``, and the
+replays and the classifier's targets and noise of those named plus. ``er-state`` keeps as many bytes of images as the
+prototypes and the projection of ``gppdm`` or ``gppdm-plus`` weigh in the run of the same seed, ``er-total`` its
+generator's too, so that comes first. ``look`` tries options on seed 100 and its validation images, and keeps nothing;
+what is run is kept in results/continual/, and continual_report.py puts it together.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ TIERS: dict[str, dict[str, Any]] = {
         "generator_learning_rate": 1e-3,
     },
 }
-MORE = 4
+MORE = STRATEGIES["gppdm-plus"]["images_per_class"] // ContinualConfig().images_per_class
 """How many times as many replays the strategies named plus have."""
 
 ABLATIONS: dict[str, dict[str, Any]] = {

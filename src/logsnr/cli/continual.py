@@ -151,9 +151,9 @@ class SampleClasses(Console):
     seed: int = 0
     """Seed of the noise."""
     sampling_steps: int = 20
-    """Evaluations of each image."""
+    """Evaluations of each image; an autoencoder has one."""
     guidance_scale: float = 2.0
-    """How closely to follow the class."""
+    """How closely diffusion follows the class."""
     out: Path = Path("out")
     """Folder of grid.png and images.safetensors."""
 

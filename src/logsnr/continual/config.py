@@ -18,7 +18,8 @@ class ContinualConfig:
     memory: Literal["none", "all", "exemplars", "generator"] = "generator"
     """What an experience has of those before it: nothing, all their images, a few of them, or a generator."""
     generator: Literal["diffusion", "vae"] = "diffusion"
-    """What replays: a diffusion model, or an autoencoder that is told the class, the older generation."""
+    """What replays: a diffusion model, or an autoencoder that is told the class. What is said below of sampling, of
+    tokens, of dropped labels and of what is predicted is of diffusion alone."""
     exemplar_bytes: int = 0
     """exemplars: how much the kept images may weigh, as bytes of grey or colour values."""
     prototypes: Mode = "learned"
@@ -104,18 +105,26 @@ class ContinualConfig:
             raise InputError("redraws and sampling_rho must not be negative, and sampling_order be 1 to 4")
         if self.memory == "exemplars" and self.exemplar_bytes < 1:
             raise InputError("exemplars need bytes: say how many in exemplar_bytes")
-        if self.generator == "vae" and (self.prototypes, self.projection) != ("none", "none"):
-            raise InputError(
-                "an autoencoder has no prototypes and nothing to project: set prototypes and projection to none"
-            )
-        if self.generator == "vae" and (self.classifier_guidance or self.distill_weight or self.nearest_class_weight):
-            raise InputError(
-                "an autoencoder is not guided or distilled: set those weights to 0, or generator=diffusion"
-            )
+        self._check_generator()
         if self.lone_token and self.conditioning != "concat":
             raise InputError("with a lone token prototypes have none: say conditioning concat")
         if any(width < 16 or width % 16 for width in self.channels) or not self.channels:
             raise InputError(f"channels are {self.channels}: they must be multiples of 16")
+
+    def _check_generator(self) -> None:
+        if self.generator not in ("diffusion", "vae"):
+            raise InputError(f"there is no generator {self.generator!r}: say diffusion or vae")
+        if self.generator == "diffusion":
+            return
+        if self.memory != "generator":
+            raise InputError(
+                f"memory {self.memory} has no generator: leave generator as it is, or set memory=generator"
+            )
+        if (self.prototypes, self.projection) != ("none", "none"):
+            raise InputError("an autoencoder has no prototypes and no projection: set both to none")
+        diffusion_only = ("classifier_guidance", "distill_weight", "nearest_class_weight", "ema", "lone_token")
+        if set_ones := [name for name in diffusion_only if getattr(self, name)]:
+            raise InputError(f"an autoencoder has no {set_ones[0]}: leave it at 0, or set generator=diffusion")
 
     @property
     def asks_classifier(self) -> bool:
@@ -181,12 +190,13 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     },
 }
 """Options by the name of a strategy: no memory, all data, exemplars of equal bytes to a generator's state or to all of
-it, generative replay, the same by an autoencoder, guided by the classifier as in DDGR, with the released code's
+it, generative replay, the same guided by the classifier as in DDGR, or by an autoencoder, with the released code's
 prototypes (2312.06710), with ones that learn, with projection alone, and with both. Those named plus are ours: they
-replay without guidance and four times as many images, whose labels are the old classifier's word, and the classifier
-learns from noisy images. ``paper-cifar100`` has the constants of the released code for CIFAR-100 at 64 pixels, read
-there and not run by us, as far as options go: the classifier, one layer a block, the place of the attention, no warm-
-up, no map before keys and values, and a prototype that is dropped with its class are ours."""
+replay without guidance, with up to four times as many images (no more than a new class has are learned from), whose
+labels are the old classifier's word, and the classifier learns from noisy images. ``paper-cifar100`` has the constants
+of the released code for CIFAR-100 at 64 pixels, read there and not run by us, as far as options go: the classifier, one
+layer a block, the place of the attention, no warm-up, no map before keys and values, and a prototype that is dropped
+with its class are ours."""
 
 
 def strategy(name: str, **changes: Any) -> ContinualConfig:

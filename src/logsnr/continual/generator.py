@@ -112,7 +112,12 @@ class ReplayGenerator(nn.Module):
 
     @torch.no_grad()
     def draw(
-        self, labels: Tensor, seeds: Sequence[int], config: ContinualConfig, guide: tuple[Judge, Tensor] | None = None
+        self,
+        labels: Tensor,
+        *,
+        seeds: Sequence[int],
+        config: ContinualConfig,
+        guide: tuple[Judge, Tensor] | None = None,
     ) -> Tensor:
         """Images (n, *shape) of labels (n,), one a seed, by the solver told; a classifier of classes may guide."""
         denoiser = self.denoiser(config.guidance_scale)

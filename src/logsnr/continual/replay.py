@@ -57,7 +57,12 @@ class Source(Protocol):
     def learned(self) -> set[int]: ...
 
     def draw(
-        self, labels: Tensor, seeds: Sequence[int], config: ContinualConfig, guide: tuple[Judge, Tensor] | None = None
+        self,
+        labels: Tensor,
+        *,
+        seeds: Sequence[int],
+        config: ContinualConfig,
+        guide: tuple[Judge, Tensor] | None = None,
     ) -> Tensor:
         """Images (n, *shape) in [-1, 1] of classes (n,), each by its own seed; a judge of classes may guide."""
         ...
@@ -91,7 +96,7 @@ def replay(
         again = (attempt,) if attempt else ()
         seeds = [_seed(config.seed, experience, *keys[row], *again) for row in rows.tolist()]
         cuts = [slice(first, first + batch_size) for first in range(0, len(rows), batch_size)]
-        parts = [source.draw(labels[rows[cut]], seeds[cut], config, guide) for cut in cuts]
+        parts = [source.draw(labels[rows[cut]], seeds=seeds[cut], config=config, guide=guide) for cut in cuts]
         return to_bytes(torch.cat(parts) if parts else torch.zeros(0, *source.shape))
 
     images, accepted = drawn(torch.arange(len(labels))), None

@@ -36,9 +36,15 @@ _PROJECTION = "projection.safetensors"
 
 
 class Replayer:
-    """Learn images (channels, size, size) of classes with these names, and replay them."""
+    """Learn images (channels, size, size) of classes with these names, and replay them.
+
+    Raises:
+        InputError: the configuration asks for an autoencoder, which is ``VaeReplayer``.
+    """
 
     def __init__(self, config: ContinualConfig, shape: Sequence[int], names: tuple[str, ...]):
+        if config.generator != "diffusion":
+            raise InputError(f"this replays by diffusion, and generator is {config.generator}: choose another strategy")
         self.config, self.names = config, names
         storage = {"size": config.prototype_size, "storage": config.prototype_storage}
         self.prototypes = PrototypeBank(shape, mode=config.prototypes, **storage)

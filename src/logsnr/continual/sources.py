@@ -28,7 +28,7 @@ def open_source(folder: Path) -> tuple[Source, ContinualConfig, tuple[str, ...]]
     Raises:
         MissingError: the folder holds no generator.
     """
-    if (folder / VAE).exists():
+    if (folder / VAE).is_file():
         vae, names = open_vae(folder)
         return vae, vae.config, names
     pipe = PrototypePipeline.from_pretrained(folder)

@@ -1,7 +1,9 @@
-"""The older generation of generative replay: an autoencoder that is told the class (1705.08690, 1312.6114, 1406.5298).
+"""Replay by an autoencoder that is told the class (1312.6114, 1406.5298), beside which diffusion can be seen.
 
-It learns and replays behind the same calls as the diffusion model, so that what diffusion brings can be seen. It has
-no prototypes and nothing to project.
+Generative replay began with such single-call generators; 1705.08690 had a GAN, whose images its old solver labelled.
+Here images are the decoder's means, and their label is the class that was asked for. It learns and replays behind the
+same calls as the diffusion model, and has no prototypes and nothing to project. It is a network of ours, since those of
+diffusers read no class and have no vector to draw.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from logsnr.continual.replay import Mixed, ReplayBank, replay
 from logsnr.continual.replayer import asked, fitted
 from logsnr.core.artifact import load_tensors, save_tensors, write_json
 from logsnr.core.config import from_dict, read_json, to_dict
+from logsnr.core.errors import InputError
 from logsnr.core.random import sample_noise
 from logsnr.data.labelled import LabelledData
 from logsnr.metrics.judge import Judge
@@ -28,16 +31,23 @@ from logsnr.train.method import Batch, Group, Loss, load_module_state, module_st
 LATENT = 32
 """Normal values that an image is drawn from."""
 WIDER = 4
-"""Channels over those of a diffusion model's levels: the two then weigh about as much."""
+"""Channels over those of a diffusion model's levels: on digits and MNIST-5k it weighs a fifth less than that."""
 VAE, _TOLD = "vae.safetensors", "vae.json"
 
 
 class VaeGenerator(nn.Module):
-    """An autoencoder of images (n, *shape) in [-1, 1] that is told their classes; it has ``learned`` some."""
+    """An autoencoder of images (n, *shape) in [-1, 1] that is told their classes; it has ``learned`` some.
 
-    def __init__(self, config: ContinualConfig, shape: Sequence[int], classes: int):
+    Raises:
+        InputError: images of the shape do not halve as often as there are levels.
+    """
+
+    def __init__(self, config: ContinualConfig, shape: Sequence[int], num_classes: int):
         super().__init__()
-        self.config, self.shape, self.classes = config, tuple(shape), classes
+        levels = len(config.channels)
+        if shape[1] != shape[2] or shape[1] % 2**levels:
+            raise InputError(f"images of {shape[1]}x{shape[2]} do not halve {levels} times: pad them")
+        self.config, self.shape, self.num_classes = config, tuple(shape), num_classes
         self.learned: set[int] = set()
         torch.manual_seed(config.seed)
         widths = [WIDER * width for width in config.channels]
@@ -46,8 +56,8 @@ class VaeGenerator(nn.Module):
         count = widths[-1] * side * side
         down = zip([shape[0], *widths[:-1]], widths, strict=True)
         self.encoder = nn.Sequential(*(_halved(*pair) for pair in down), nn.Flatten())
-        self.posterior = nn.Linear(count + classes, 2 * LATENT)
-        self.start = nn.Linear(LATENT + classes, count)
+        self.posterior = nn.Linear(count + num_classes, 2 * LATENT)
+        self.start = nn.Linear(LATENT + num_classes, count)
         up = zip(widths[::-1], [*widths[-2::-1], widths[0]], strict=True)
         self.decoder = nn.Sequential(*(_doubled(*pair) for pair in up), nn.Conv2d(widths[0], shape[0], 3, padding=1))
 
@@ -64,31 +74,39 @@ class VaeGenerator(nn.Module):
 
     @torch.no_grad()
     def draw(
-        self, labels: Tensor, seeds: Sequence[int], config: ContinualConfig, guide: tuple[Judge, Tensor] | None = None
+        self,
+        labels: Tensor,
+        *,
+        seeds: Sequence[int],
+        config: ContinualConfig,
+        guide: tuple[Judge, Tensor] | None = None,
     ) -> Tensor:
         """Images (n, *shape) of classes (n,), one a seed: the means of what the latents say; nothing guides."""
         latents = sample_noise(seeds, (LATENT,)).to(labels.device)
         return 2 * self.eval().decode(latents, labels).sigmoid() - 1
 
     def _told(self, labels: Tensor) -> Tensor:
-        return functional.one_hot(labels, self.classes).float()
+        return functional.one_hot(labels, self.num_classes).float()
 
 
 class VaeMethod:
-    """The evidence lower bound of images (1312.6114), their grey values taken as chances of light."""
+    """The evidence lower bound of images (1312.6114, equation 10), their grey values taken as chances of light."""
 
     def __init__(self, source: VaeGenerator, config: ContinualConfig):
         self.source, self.config = source, config
 
     def loss(self, batch: Batch, step: int) -> Loss:
-        """Reconstruction and divergence in nats an image."""
+        """The negative bound in nats a pixel; its parts, which are logged, in nats an image."""
         images, labels = batch["image"], batch["label"]
         mean, log_variance = self.source.encode(images, labels)
         latents = mean + (log_variance / 2).exp() * batch.normal(LATENT)
         odds, wanted = self.source.decode(latents, labels), (images + 1) / 2
         away = functional.binary_cross_entropy_with_logits(odds, wanted, reduction="none").flatten(1).sum(1).mean()
         divergence = divergence_from_normal(mean, log_variance).mean()
-        return Loss(away + divergence, {"reconstruction": away.detach(), "divergence": divergence.detach()})
+        return Loss(
+            (away + divergence) / images[0].numel(),
+            {"reconstruction": away.detach(), "divergence": divergence.detach()},
+        )
 
     def modules(self) -> dict[str, nn.Module]:
         return {"vae": self.source}
@@ -109,7 +127,7 @@ class VaeMethod:
         return None
 
     def export(self, folder: Path) -> None:
-        save_vae(folder, self.source, ())
+        save_tensors(folder / VAE, self.source.state_dict())
 
 
 class VaeReplayer:
@@ -167,7 +185,7 @@ def divergence_from_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
 def save_vae(folder: Path, source: VaeGenerator, names: Sequence[str]) -> None:
     """Write a generator into a folder."""
     save_tensors(folder / VAE, source.state_dict())
-    told = {"config": to_dict(source.config), "shape": list(source.shape), "classes": source.classes}
+    told = {"config": to_dict(source.config), "shape": list(source.shape)}
     write_json(folder / _TOLD, {**told, "names": list(names), "learned": sorted(source.learned)})
 
 
@@ -175,7 +193,7 @@ def open_vae(folder: Path) -> tuple[VaeGenerator, tuple[str, ...]]:
     """The inverse of ``save_vae``."""
     told = read_json(folder / _TOLD)
     with torch.random.fork_rng(devices=[]):
-        source = VaeGenerator(from_dict(ContinualConfig, told["config"]), told["shape"], told["classes"])
+        source = VaeGenerator(from_dict(ContinualConfig, told["config"]), told["shape"], len(told["names"]))
     source.load_state_dict(load_tensors(folder / VAE))
     source.learned = set(told["learned"])
     return source.eval(), tuple(told["names"])
